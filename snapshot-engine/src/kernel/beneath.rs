@@ -1,0 +1,359 @@
+//! Handles that never leave the tree they were opened in.
+//!
+//! A container owns the tree we walk and changes it while we do: a directory may become a symbolic link to
+//! `/etc` between two calls. So nothing here takes a path of more than the one component it opens, or it goes through
+//! `openat2(2)` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV`; files are opened `O_NOFOLLOW | O_NONBLOCK`
+//! (a FIFO cannot hold us) and `O_NOATIME` (reading leaves no trace).
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+
+/// Extended attributes, sorted by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The most bytes one inode's attribute names may take (`XATTR_LIST_MAX`, linux/limits.h).
+const XATTR_LIST_MAX: usize = 65536;
+
+/// What `statx(2)` says of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Inode number on the file system.
+    pub ino: u64,
+    /// `st_dev` as `makedev` packs it.
+    pub dev: u64,
+    /// Type and permission bits, as `st_mode`.
+    pub mode: u32,
+    /// Number of hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a character or block device, as `makedev` packs it.
+    pub rdev: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Blocks of 512 bytes in use.
+    pub blocks: u64,
+    /// Access time: seconds and nanoseconds.
+    pub atime: (i64, u32),
+    /// Modification time: seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Status change time: seconds and nanoseconds.
+    pub ctime: (i64, u32),
+    /// Birth time: seconds and nanoseconds; zero where the file system has none. With `ino` it identifies an inode
+    /// over the reuse of its number.
+    pub btime: (i64, u32),
+}
+
+impl Stat {
+    /// The file type bits of the mode (`S_IFMT`).
+    #[must_use]
+    pub fn file_type(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.file_type() == libc::S_IFDIR
+    }
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.file_type() == libc::S_IFREG
+    }
+    /// Whether it is a symbolic link.
+    #[must_use]
+    pub fn is_symlink(&self) -> bool {
+        self.file_type() == libc::S_IFLNK
+    }
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name: any bytes but NUL and `/`.
+    pub name: CString,
+    /// The inode number it leads to.
+    pub ino: u64,
+    /// `DT_*` of the entry; `DT_UNKNOWN` where the file system does not say.
+    pub kind: u8,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOATIME)
+    .union(OFlags::NOCTTY);
+
+fn beneath() -> ResolveFlags {
+    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV
+}
+
+impl Dir {
+    /// Opens the root of a tree. Links on the way are followed: the path is the operator's, not the container's.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn open(path: &Path) -> io::Result<Dir> {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Dir { fd })
+    }
+
+    fn openat(&self, name: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
+        loop {
+            match rustix::fs::openat2(&self.fd, name, flags, Mode::empty(), beneath()) {
+                Ok(fd) => return Ok(fd),
+                // O_NOATIME is for owners and CAP_FOWNER only; a squashing file system may refuse it.
+                Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => {
+                    return Ok(rustix::fs::openat2(
+                        &self.fd,
+                        name,
+                        flags.difference(OFlags::NOATIME),
+                        Mode::empty(),
+                        beneath(),
+                    )?);
+                }
+                // The kernel asks for another try when a rename ran beside the walk (openat2(2), EAGAIN).
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Opens a directory below this one; `name` may have several components, none of which may be a link.
+    ///
+    /// # Errors
+    /// As `openat2(2)`: `ENOTDIR` and `ELOOP` when it has become something else.
+    pub fn open_dir(&self, name: &CStr) -> io::Result<Dir> {
+        Ok(Dir { fd: self.openat(name, READ | OFlags::DIRECTORY)? })
+    }
+
+    /// Opens a regular file below this one for reading. The caller checks with [`Stat`] what it got: a device or FIFO opened by a race is
+    /// not read from.
+    ///
+    /// # Errors
+    /// As `openat2(2)`.
+    pub fn open_file(&self, name: &CStr) -> io::Result<OwnedFd> {
+        self.openat(name, READ)
+    }
+
+    /// Opens any inode below this one as a location only (`O_PATH`): nothing is read and no device is woken.
+    ///
+    /// # Errors
+    /// As `openat2(2)`.
+    pub fn open_path(&self, name: &CStr) -> io::Result<OwnedFd> {
+        self.openat(name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+    }
+
+    /// The entries without `.` and `..`, in the order the file system gives them.
+    ///
+    /// # Errors
+    /// As `getdents64(2)`.
+    pub fn entries(&self) -> io::Result<Vec<Entry>> {
+        // A descriptor of its own, so that the position of this one is never shared.
+        let fd = rustix::fs::openat(
+            &self.fd,
+            c".",
+            READ.difference(OFlags::NOATIME) | OFlags::DIRECTORY,
+            Mode::empty(),
+        )?;
+        let mut entries = Vec::new();
+        let mut buffer = Vec::with_capacity(64 << 10);
+        let mut raw = rustix::fs::RawDir::new(fd, buffer.spare_capacity_mut());
+        while let Some(entry) = raw.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            entries.push(Entry {
+                name: name.to_owned(),
+                ino: entry.ino(),
+                kind: file_type_to_dt(entry.file_type()),
+            });
+        }
+        Ok(entries)
+    }
+
+    /// `statx(2)` of a name in this directory, not following a link.
+    ///
+    /// # Errors
+    /// As `statx(2)`.
+    pub fn stat(&self, name: &CStr) -> io::Result<Stat> {
+        statx(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// The target of a symbolic link in this directory.
+    ///
+    /// # Errors
+    /// As `readlinkat(2)`.
+    pub fn read_link(&self, name: &CStr) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.fd, name, Vec::with_capacity(256))?.into_bytes())
+    }
+
+    /// Every extended attribute of a name in this directory, sorted by name, not following a link.
+    ///
+    /// # Errors
+    /// As `listxattr(2)` and `getxattr(2)`; a file system without attributes has none.
+    pub fn xattrs(&self, name: &CStr) -> io::Result<Xattrs> {
+        let path = in_proc(self.fd.as_fd(), Some(name));
+        xattrs(
+            |list| rustix::fs::llistxattr(&path, list),
+            |key, value| rustix::fs::lgetxattr(&path, key, value),
+        )
+    }
+}
+
+/// `statx(2)` of an open descriptor, an `O_PATH` one too.
+///
+/// # Errors
+/// As `statx(2)`.
+pub fn stat_fd(fd: BorrowedFd<'_>) -> io::Result<Stat> {
+    statx(fd, c"", AtFlags::EMPTY_PATH)
+}
+
+/// Every extended attribute of an open file or directory, sorted by name.
+///
+/// # Errors
+/// As `flistxattr(2)` and `fgetxattr(2)`.
+pub fn xattrs_fd(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
+    xattrs(|list| rustix::fs::flistxattr(fd, list), |key, value| rustix::fs::fgetxattr(fd, key, value))
+}
+
+fn statx(fd: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Stat> {
+    let s = rustix::fs::statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
+    Ok(Stat {
+        ino: s.stx_ino,
+        dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
+        mode: u32::from(s.stx_mode),
+        nlink: s.stx_nlink,
+        uid: s.stx_uid,
+        gid: s.stx_gid,
+        rdev: rustix::fs::makedev(s.stx_rdev_major, s.stx_rdev_minor),
+        size: s.stx_size,
+        blocks: s.stx_blocks,
+        atime: time(s.stx_atime),
+        mtime: time(s.stx_mtime),
+        ctime: time(s.stx_ctime),
+        btime: if s.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { time(s.stx_btime) },
+    })
+}
+
+/// The path of a descriptor, or of a name in it, in `/proc/self/fd`: for calls that have no `*at` form. Only the last component
+/// is resolved in the container's tree, and the callers' `l*` calls do not follow it.
+fn in_proc(fd: BorrowedFd<'_>, name: Option<&CStr>) -> CString {
+    let mut path = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
+    if let Some(name) = name {
+        path.push(b'/');
+        path.extend_from_slice(name.to_bytes());
+    }
+    // Neither part has an inner NUL, so the cut never happens.
+    CString::new(path).unwrap_or_default()
+}
+
+fn xattrs(
+    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+    get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<Xattrs> {
+    let mut names = vec![0; 256];
+    let len = loop {
+        match list(&mut names) {
+            Ok(len) => break len,
+            Err(Errno::RANGE) if names.len() < XATTR_LIST_MAX => names.resize(XATTR_LIST_MAX, 0),
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        }
+    };
+    let mut all = Vec::new();
+    for name in names[..len].split_inclusive(|b| *b == 0) {
+        let Ok(key) = CStr::from_bytes_with_nul(name) else { continue };
+        let mut value = vec![0; 256];
+        let len = loop {
+            match get(key, &mut value) {
+                Ok(len) => break Some(len),
+                // XATTR_SIZE_MAX (linux/limits.h).
+                Err(Errno::RANGE) if value.len() < 65536 => value.resize(65536, 0),
+                // Gone since it was listed.
+                Err(Errno::NODATA) => break None,
+                Err(e) => return Err(e.into()),
+            }
+        };
+        if let Some(len) = len {
+            value.truncate(len);
+            all.push((key.to_bytes().to_vec(), value));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+fn file_type_to_dt(kind: rustix::fs::FileType) -> u8 {
+    use rustix::fs::FileType as T;
+    match kind {
+        T::RegularFile => libc::DT_REG,
+        T::Directory => libc::DT_DIR,
+        T::Symlink => libc::DT_LNK,
+        T::Fifo => libc::DT_FIFO,
+        T::Socket => libc::DT_SOCK,
+        T::CharacterDevice => libc::DT_CHR,
+        T::BlockDevice => libc::DT_BLK,
+        T::Unknown => libc::DT_UNKNOWN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_leaves_the_tree() -> io::Result<()> {
+        let tree = tempfile::tempdir()?;
+        std::os::unix::fs::symlink("/etc", tree.path().join("link"))?;
+        std::fs::create_dir(tree.path().join("dir"))?;
+        std::fs::write(tree.path().join("dir/file"), "x")?;
+        let root = Dir::open(tree.path())?;
+        assert!(root.open_dir(c"link").is_err());
+        assert!(root.open_file(c"link/passwd").is_err());
+        assert!(root.open_dir(c"..").is_err());
+        assert!(root.open_file(c"dir/file").is_ok());
+        assert_eq!(root.read_link(c"link")?, b"/etc");
+        assert!(root.stat(c"link")?.is_symlink());
+        assert_eq!(root.entries()?.len(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn a_fifo_cannot_hold_us() -> io::Result<()> {
+        let tree = tempfile::tempdir()?;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            tree.path().join("fifo"),
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR,
+            0,
+        )?;
+        let fd = Dir::open(tree.path())?.open_file(c"fifo")?;
+        assert!(!stat_fd(fd.as_fd())?.is_file());
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! The only door to the kernel's raw interfaces, and the only module with `unsafe`.
+//!
+//! One file, one interface. Everything above it is safe Rust; every `unsafe` block here states the
+//! invariants that make it sound and who upholds them.
+#![expect(unsafe_code, reason = "raw system calls and shared memory live here and nowhere else")]
+
+pub mod beneath;
+pub mod uring;

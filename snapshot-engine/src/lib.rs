@@ -1,0 +1,15 @@
+//! Snapshots of running containers, cut in microseconds.
+//!
+//! The way of the data, one module a stage; only `pipeline` knows the order:
+//!
+//! ```text
+//! container -> track -> capture (pre-copy rounds) -> freeze { gate, drain, capture, validate }
+//!           -> capture::frozen -> chunk -> rafs -> image -> store, telemetry
+//! ```
+//!
+//! `model`, `rafs` and the arithmetic of `chunk` do no I/O. `unsafe` and raw system calls live in
+//! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
+
+pub mod capture;
+pub mod kernel;
+pub mod model;

@@ -1,0 +1,3 @@
+//! The vocabulary the stages share: plain values, no I/O.
+
+pub mod dirty;
