@@ -13,3 +13,4 @@
 pub mod capture;
 pub mod kernel;
 pub mod model;
+pub mod track;

@@ -1,0 +1,3 @@
+//! The tracker: what the container has dirtied, as the kernel saw it.
+
+pub mod object;
