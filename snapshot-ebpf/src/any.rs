@@ -31,10 +31,15 @@ pub fn writeback_dirty_folio(ctx: BtfTracePointContext) -> i32 {
     let (folio, mapping) = (Ref(ctx.arg(0)), Ref(ctx.arg(1)));
     let inode = mapping.follow(constant!(OFFSETS.mapping_host));
     let Some(index) = folio.get::<u64>(constant!(OFFSETS.folio_index)) else { return 0 };
+    let pos = index << PAGE_SHIFT;
+    // Nobody can store without a call: the write's own events tell the range to the byte.
+    if mapping.get::<i32>(constant!(OFFSETS.mapping_writable)).unwrap_or(1) <= 0 {
+        content(inode, pos, 1);
+        return 0;
+    }
     // A store through one page of a large folio makes the whole folio dirty, and stores through its other pages are then
     // no events any more: all of it counts.
     let head = constant!(OFFSETS.folio_head_bit);
-    let pos = index << PAGE_SHIFT;
     if head == NONE {
         content(inode, pos & !(HUGE - 1), HUGE);
         return 0;

@@ -24,3 +24,13 @@ pub unsafe fn fetch_or(p: *mut u64, v: u64) -> u64 {
     unsafe { core::arch::asm!("{v} = atomic_fetch_or((u64 *)({p} + 0), {v})", p = in(reg) p, v = inout(reg) old) };
     old
 }
+
+/// The same number, of which the compiler knows nothing: what is checked afterwards is checked on the very register
+/// that is used, as the verifier wants it.
+#[inline(always)]
+pub fn opaque(v: u64) -> u64 {
+    let mut v = v;
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {v} */", v = inout(reg) v) };
+    v
+}

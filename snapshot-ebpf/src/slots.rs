@@ -7,7 +7,7 @@ use snapshot_ebpf::{
     WHOLE, home,
 };
 
-use crate::atomics::{fetch_add, fetch_or};
+use crate::atomics::{fetch_add, fetch_or, opaque};
 use crate::kernel::{Ref, constant, device};
 
 const MMAPABLE: u32 = 1 << 10;
@@ -128,6 +128,7 @@ fn bits(slot: *mut Slot, blocks: Blocks) -> u64 {
 
 #[inline(always)]
 fn word(slot: *mut Slot, w: u64, mask: u64) -> u64 {
+    let w = opaque(w);
     if w < INLINE_WORDS as u64 {
         // SAFETY: in bounds of the slot's array.
         unsafe { fetch_or((&raw mut (*slot).blocks).cast::<u64>().add(w as usize), mask) };

@@ -11,6 +11,7 @@
 //! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
 
 pub mod capture;
+pub mod freeze;
 pub mod kernel;
 pub mod model;
 pub mod track;

@@ -1,3 +1,3 @@
 //! The shadow: the engine's copy of the upperdir, brought up to date in rounds while the container runs.
 
-pub mod residual;
+pub use crate::model::residual;

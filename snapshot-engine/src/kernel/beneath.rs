@@ -169,13 +169,9 @@ impl Dir {
     /// # Errors
     /// As `getdents64(2)`.
     pub fn entries(&self) -> io::Result<Vec<Entry>> {
-        // A descriptor of its own, so that the position of this one is never shared.
-        let fd = rustix::fs::openat(
-            &self.fd,
-            c".",
-            READ.difference(OFlags::NOATIME) | OFlags::DIRECTORY,
-            Mode::empty(),
-        )?;
+        // A descriptor of its own, so that the position of this one is never shared; O_NOATIME, because reading a directory that has
+        // changed would update its access time, which the tracker sees as a change.
+        let fd = self.openat(c".", READ | OFlags::DIRECTORY)?;
         let mut entries = Vec::new();
         let mut buffer = Vec::with_capacity(64 << 10);
         let mut raw = rustix::fs::RawDir::new(fd, buffer.spare_capacity_mut());
@@ -240,23 +236,28 @@ pub fn xattrs_fd(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
 }
 
 fn statx(fd: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Stat> {
-    let s = rustix::fs::statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
-    let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
-    Ok(Stat {
-        ino: s.stx_ino,
-        dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
-        mode: u32::from(s.stx_mode),
-        nlink: s.stx_nlink,
-        uid: s.stx_uid,
-        gid: s.stx_gid,
-        rdev: rustix::fs::makedev(s.stx_rdev_major, s.stx_rdev_minor),
-        size: s.stx_size,
-        blocks: s.stx_blocks,
-        atime: time(s.stx_atime),
-        mtime: time(s.stx_mtime),
-        ctime: time(s.stx_ctime),
-        btime: if s.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { time(s.stx_btime) },
-    })
+    Ok(Stat::from(&rustix::fs::statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+}
+
+impl From<&rustix::fs::Statx> for Stat {
+    fn from(s: &rustix::fs::Statx) -> Stat {
+        let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
+        Stat {
+            ino: s.stx_ino,
+            dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
+            mode: u32::from(s.stx_mode),
+            nlink: s.stx_nlink,
+            uid: s.stx_uid,
+            gid: s.stx_gid,
+            rdev: rustix::fs::makedev(s.stx_rdev_major, s.stx_rdev_minor),
+            size: s.stx_size,
+            blocks: s.stx_blocks,
+            atime: time(s.stx_atime),
+            mtime: time(s.stx_mtime),
+            ctime: time(s.stx_ctime),
+            btime: if s.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { time(s.stx_btime) },
+        }
+    }
 }
 
 /// The path of a descriptor, or of a name in it, in `/proc/self/fd`: for calls that have no `*at` form. Only the last component

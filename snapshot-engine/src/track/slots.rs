@@ -146,6 +146,12 @@ impl<'a> Slots<'a> {
         first..first + words
     }
 
+    /// The first word of a slot's extension.
+    #[must_use]
+    pub fn extension_start(&self, slot: SlotIndex) -> usize {
+        self.more(slot).start
+    }
+
     /// First byte behind the blocks a slot has bits for.
     #[must_use]
     pub fn covered(&self, slot: SlotIndex) -> u64 {
