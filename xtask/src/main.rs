@@ -1,9 +1,15 @@
 //! The project's tasks, one file each: `cargo xtask --help` is the table of contents.
 
+mod bench;
 mod ebpf;
+mod run;
+mod setup;
 mod shell;
+mod test;
 mod toolchain;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -17,12 +23,44 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Find or install what the other tasks need
+    Setup {
+        /// Also what the tests need
+        #[arg(long)]
+        tests: bool,
+    },
     /// Build the eBPF programs into the object that the engine embeds
     Ebpf,
+    /// Build everything, snapshot a demo container under load, show what happened
+    Run {
+        /// Arguments for `snapshot-engine demo run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// Run the tests and look for what they left behind
+    Test(test::Arguments),
+    /// Run the benchmarks
+    Bench {
+        /// Arguments for `cargo bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
-        Task::Ebpf => ebpf::ebpf(),
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup { tests } => setup::setup(tests).map(|()| ExitCode::SUCCESS),
+        Task::Ebpf => ebpf::ebpf().map(|()| ExitCode::SUCCESS),
+        Task::Run { arguments } => run::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Test(arguments) => test::test(&arguments),
+        Task::Bench { arguments } => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // The same number by which the engine itself tells a missing privilege.
+            if error.is::<setup::apt::NeedsRoot>() { ExitCode::from(4) } else { ExitCode::FAILURE }
+        }
     }
 }
