@@ -6,12 +6,13 @@ mod run;
 mod setup;
 mod shell;
 mod test;
+mod tidy;
 mod toolchain;
 mod workspace;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// The project's tasks.
 #[derive(Debug, Parser)]
@@ -45,6 +46,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Check the house rules that no compiler checks
+    Tidy,
+}
+
+/// Every task by name, `help` included.
+fn names() -> std::collections::BTreeSet<String> {
+    let mut command = Arguments::command();
+    command.build();
+    command.get_subcommands().map(|task| task.get_name().to_owned()).collect()
 }
 
 fn main() -> ExitCode {
@@ -54,6 +64,7 @@ fn main() -> ExitCode {
         Task::Run { arguments } => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::test(&arguments),
         Task::Bench { arguments } => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Tidy => tidy::tidy(&names()).map(|()| ExitCode::SUCCESS),
     };
     match done {
         Ok(code) => code,

@@ -50,15 +50,17 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
             bail!("the package `{package}` is needed and this machine's apt sources do not have it");
         }
     }
-    let mut first = apt_get();
-    first.args(["install", "--yes", "--no-install-recommends"]).args(&missing);
-    if let Err(error) = shell::run(&mut first) {
+    eprintln!("setup: installing {}", missing.join(" "));
+    if let Err(error) = apt_get_install(&missing) {
         // Old lists name files that the mirror no longer has.
         update_once().context(error)?;
-        let mut second = apt_get();
-        shell::run(second.args(["install", "--yes", "--no-install-recommends"]).args(&missing))?;
+        apt_get_install(&missing)?;
     }
     Ok(())
+}
+
+fn apt_get_install(packages: &[&str]) -> Result<()> {
+    shell::quiet(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages))
 }
 
 fn has_candidate(package: &str) -> Result<bool> {

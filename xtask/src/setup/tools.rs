@@ -25,13 +25,19 @@ const BUSYBOX: &str = "busybox-static";
 /// The judges of an image: nydus-image checks it, nydusd serves it.
 const NYDUS: (&str, &str) = ("nydus-rs", "2.2.0");
 
+/// What nydus's own build calls: it compiles zlib-ng with cmake and OpenSSL with perl and make.
+const NYDUS_BUILD: [(&str, &str); 4] =
+    [("cmake", "cmake"), ("make", "make"), ("c++", "g++"), ("perl", "perl")];
+
 /// What `cargo xtask test` needs.
 pub(super) fn ensure_for_tests() -> Result<()> {
-    let missing = PACKAGED.iter().filter(|(program, _)| shell::which(program).is_none());
-    let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    let mut packages = missing(&PACKAGED);
     packages.push(BUSYBOX);
-    apt::install(&packages)?;
     let (package, version) = NYDUS;
+    if !is_installed(package, version) {
+        packages.extend(missing(&NYDUS_BUILD));
+    }
+    apt::install(&packages)?;
     cargo_install(package, version, |command| {
         command.arg("--locked");
     })?;
@@ -42,11 +48,10 @@ pub(super) fn ensure_for_tests() -> Result<()> {
 /// `cargo install` into the tools directory. Cargo would find out by itself that a version is there
 /// already, but only after asking the registry; its own list tells it without the network.
 pub(super) fn cargo_install(package: &str, version: &str, more: impl FnOnce(&mut Command)) -> Result<()> {
-    let tools = workspace::tools();
-    let list = fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();
-    if is_listed(&list, package, version) {
+    if is_installed(package, version) {
         return Ok(());
     }
+    let tools = workspace::tools();
     fs::create_dir_all(&tools).with_context(|| format!("creating {}", tools.display()))?;
     let mut command = shell::cargo();
     // Not below the workspace: its configuration and toolchain file are for its own packages.
@@ -54,6 +59,16 @@ pub(super) fn cargo_install(package: &str, version: &str, more: impl FnOnce(&mut
     command.args(["install", package, "--quiet", "--force", "--version", version, "--root"]).arg(&tools);
     more(&mut command);
     shell::run(&mut command).with_context(|| format!("{package} {version} is needed and could not be built"))
+}
+
+fn missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let absent = programs.iter().filter(|(program, _)| shell::which(program).is_none());
+    absent.map(|(_, package)| *package).collect()
+}
+
+fn is_installed(package: &str, version: &str) -> bool {
+    let list = fs::read_to_string(workspace::tools().join(".crates.toml")).unwrap_or_default();
+    is_listed(&list, package, version)
 }
 
 fn is_listed(list: &str, package: &str, version: &str) -> bool {
