@@ -53,6 +53,12 @@ pub(super) fn cargo_install(package: &str, version: &str, more: impl FnOnce(&mut
     }
     let tools = workspace::tools();
     fs::create_dir_all(&tools).with_context(|| format!("creating {}", tools.display()))?;
+    // Two clones that set themselves up at once would both build for minutes. The lock goes with the file.
+    let lock = fs::File::create(tools.join("setup.lock")).context("making the lock of the tools")?;
+    lock.lock().context("waiting for another setup to end")?;
+    if is_installed(package, version) {
+        return Ok(());
+    }
     let mut command = shell::cargo();
     // Not below the workspace: its configuration and toolchain file are for its own packages.
     command.current_dir(&tools);

@@ -50,7 +50,7 @@ fn left_in(line: &Line) -> Vec<(&'static str, &'static str, &'static str)> {
     if has("todo") || has("unimplemented") {
         found.push((
             "`todo!` or `unimplemented!`",
-            "it panics at a user's",
+            "it panics in a user's hands",
             "write the code or leave the feature out",
         ));
     }
