@@ -50,8 +50,10 @@ impl Compiler {
     pub(crate) fn all() -> Vec<Self> {
         let mut rustcs = Vec::new();
         if let Some(rustup) = shell::which("rustup") {
-            let nightly =
-                shell::output(shell::program(rustup).args(["which", "--toolchain", "nightly", "rustc"]));
+            let mut which = shell::program(rustup);
+            which.args(["which", "--toolchain", "nightly", "rustc"]);
+            // Looking must not download: by default rustup installs the toolchain it is asked about.
+            let nightly = shell::output(which.env("RUSTUP_AUTO_INSTALL", "0"));
             rustcs.extend(nightly.map(PathBuf::from));
         }
         rustcs.extend(std::env::var_os("RUSTC").map(PathBuf::from));

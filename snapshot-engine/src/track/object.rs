@@ -37,7 +37,11 @@ mod tests {
     #[test]
     fn what_is_embedded_is_an_aligned_elf_file_for_bpf() {
         const EM_BPF: [u8; 2] = 247u16.to_ne_bytes();
-        let Ok(bytes) = object() else { return };
+        let Ok(bytes) = object() else {
+            // `cargo xtask test` builds the programs first and demands them; a bare `cargo test` may lack them.
+            assert!(std::env::var_os("SNAPSHOT_REQUIRE_JUDGES").is_none(), "{Missing}");
+            return;
+        };
         assert_eq!(&bytes[..4], b"\x7fELF");
         assert_eq!(bytes[18..20], EM_BPF);
         assert_eq!(bytes.as_ptr().addr() % 8, 0);
