@@ -11,5 +11,7 @@
 //! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
 
 pub mod capture;
+pub mod container;
+pub mod demo;
 pub mod kernel;
 pub mod model;

@@ -5,4 +5,6 @@
 #![expect(unsafe_code, reason = "raw system calls and shared memory live here and nowhere else")]
 
 pub mod beneath;
+pub mod process;
 pub mod uring;
+pub mod words;
