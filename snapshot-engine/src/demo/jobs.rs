@@ -155,7 +155,11 @@ fn churn(job: u32, rate: Rate) -> io::Result<()> {
                 0 | 2 => {
                     OpenOptions::new().append(true).create(true).open(&pool)?.write_all(&line(n))?;
                 }
-                _ => fs::remove_file(&pool)?,
+                _ => match fs::remove_file(&pool) {
+                    // Another churn was faster.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                },
             },
             10 => fs::File::options().write(true).open(at("file"))?.set_len(turn % 300)?,
             _ => fs::remove_file(at("link"))?,
