@@ -11,6 +11,8 @@
 //! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
 
 pub mod capture;
+pub mod container;
+pub mod demo;
 pub mod freeze;
 pub mod kernel;
 pub mod model;

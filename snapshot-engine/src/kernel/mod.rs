@@ -7,7 +7,9 @@
 pub mod beneath;
 pub mod directory;
 pub mod perf;
+pub mod process;
 pub mod scheduling;
 pub mod shared;
 pub mod uring;
 pub mod watchdog;
+pub mod words;

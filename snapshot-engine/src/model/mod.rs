@@ -1,4 +1,5 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
 pub mod dirty;
+pub mod pid;
 pub mod residual;
