@@ -13,3 +13,11 @@
 pub mod capture;
 pub mod kernel;
 pub mod model;
+pub mod pipeline;
+mod seamless;
+pub mod store;
+pub mod telemetry;
+
+pub use model::options::CommitOptions;
+pub use seamless::{SeamlessSnapshot, SnapshotResult};
+pub use store::{SnapshotId, SnapshotStatus, State};

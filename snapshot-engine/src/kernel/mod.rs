@@ -5,4 +5,5 @@
 #![expect(unsafe_code, reason = "raw system calls and shared memory live here and nowhere else")]
 
 pub mod beneath;
+pub mod signals;
 pub mod uring;

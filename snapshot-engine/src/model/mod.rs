@@ -1,3 +1,10 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
 pub mod dirty;
+pub mod fault;
+pub mod nanos;
+pub mod options;
+pub mod paths;
+pub mod reference;
+pub mod snapshot;
+pub mod target;
