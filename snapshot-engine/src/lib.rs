@@ -16,4 +16,12 @@ pub mod demo;
 pub mod freeze;
 pub mod kernel;
 pub mod model;
+pub mod pipeline;
+pub mod store;
+pub mod telemetry;
 pub mod track;
+mod seamless;
+
+pub use model::options::CommitOptions;
+pub use seamless::{SeamlessSnapshot, SnapshotResult};
+pub use store::{SnapshotId, SnapshotStatus, State};

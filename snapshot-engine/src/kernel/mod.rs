@@ -10,6 +10,7 @@ pub mod perf;
 pub mod process;
 pub mod scheduling;
 pub mod shared;
+pub mod signals;
 pub mod uring;
 pub mod watchdog;
 pub mod words;

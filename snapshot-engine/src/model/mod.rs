@@ -1,5 +1,12 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
 pub mod dirty;
+pub mod fault;
+pub mod nanos;
+pub mod options;
+pub mod paths;
 pub mod pid;
+pub mod reference;
 pub mod residual;
+pub mod snapshot;
+pub mod target;
