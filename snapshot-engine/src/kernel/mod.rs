@@ -6,3 +6,4 @@
 
 pub mod beneath;
 pub mod uring;
+pub mod writeback;
