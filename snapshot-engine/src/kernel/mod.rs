@@ -14,3 +14,4 @@ pub mod signals;
 pub mod uring;
 pub mod watchdog;
 pub mod words;
+pub mod writeback;

@@ -6,6 +6,7 @@ pub mod nanos;
 pub mod options;
 pub mod paths;
 pub mod pid;
+pub mod progress;
 pub mod reference;
 pub mod residual;
 pub mod snapshot;
