@@ -6,6 +6,8 @@
 //!
 //! It is a net, not a proof: before Linux 6.13 (multigrain time stamps) two changes within one timer tick have one change time.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::index::Known;
@@ -49,6 +51,17 @@ pub struct Difference {
 }
 
 impl Shadow {
+    /// The directory a difference was found in.
+    #[must_use]
+    pub fn parent(&self, difference: &Difference) -> Option<Ino> {
+        let mut ino = self.index.root();
+        for part in difference.path.parent()?.components() {
+            let name = CString::new(part.as_os_str().as_bytes()).ok()?;
+            ino = *self.index.get(ino)?.entries.as_ref()?.get(name.as_c_str())?;
+        }
+        Some(ino)
+    }
+
     /// Compares every name the shadow has with the live tree. New names show as a difference of their directory.
     ///
     /// # Errors

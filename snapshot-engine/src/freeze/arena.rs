@@ -222,6 +222,12 @@ impl Arena {
         self.dirty.len() as u64
     }
 
+    /// Inodes and content bytes captured.
+    #[must_use]
+    pub fn captured(&self) -> (u64, u64) {
+        (self.stats.len() as u64, self.data_bytes)
+    }
+
     /// The bytes of a span.
     #[must_use]
     pub fn slice(&self, span: Span) -> &[u8] {

@@ -16,10 +16,11 @@ use std::time::Duration;
 use super::arena::Arena;
 use super::estimate::{Estimate, Work};
 use super::freezer::Freezer;
-use super::gate::{Abandoned, Choice, Gate, Pause};
+use super::gate::{Abandoned, Gate, Pause};
 use super::reader::{Hot, take};
 use super::window::{Hold, Moment, Window};
 use crate::kernel::scheduling::RealTime;
+use crate::model::options::GateChoice;
 use crate::track::Tracker;
 use crate::track::slots::SlotIndex;
 
@@ -27,7 +28,7 @@ use crate::track::slots::SlotIndex;
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// Which gates may be used.
-    pub choice: Choice,
+    pub choice: GateChoice,
     /// The longest window.
     pub budget: Duration,
     /// How long calls under way may take to end under the fence.
@@ -45,7 +46,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Policy {
-            choice: Choice::Auto,
+            choice: GateChoice::Auto,
             budget: Duration::from_millis(1),
             drain: Duration::from_micros(15),
             none_tries: 3,

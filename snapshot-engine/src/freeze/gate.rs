@@ -2,51 +2,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-/// What held the writers during a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Gate {
-    /// Nothing: it was quiet from the first read to the last.
-    None,
-    /// Modifying calls spun at the border between user and kernel.
-    Fence,
-    /// The container's cgroup was frozen.
-    Freezer,
-}
-
-impl std::fmt::Display for Gate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Gate::None => "none",
-            Gate::Fence => "fence",
-            Gate::Freezer => "freezer",
-        })
-    }
-}
-
-/// Which gates may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Choice {
-    /// none, then fence, then freezer.
-    #[default]
-    Auto,
-    /// This one alone.
-    Only(Gate),
-}
-
-impl Choice {
-    /// Whether a gate may be used.
-    #[must_use]
-    pub fn allows(self, gate: Gate) -> bool {
-        match self {
-            Choice::Auto => true,
-            Choice::Only(only) => only == gate,
-        }
-    }
-}
+pub use crate::model::snapshot::Gate;
 
 /// Why an attempt came to nothing. What it had taken is dirty again (T3) and nobody is held any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

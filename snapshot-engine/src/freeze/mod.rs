@@ -22,4 +22,4 @@ pub mod reader;
 pub mod window;
 
 pub use attempt::{Attempts, Outcome, Policy};
-pub use gate::{Abandoned, Choice, Gate, Pause};
+pub use gate::{Abandoned, Gate, Pause};

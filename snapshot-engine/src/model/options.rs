@@ -136,6 +136,19 @@ choice! {
     }
 }
 
+impl GateChoice {
+    /// Whether a gate may be used.
+    #[must_use]
+    pub fn allows(self, gate: Gate) -> bool {
+        match self {
+            GateChoice::Auto => true,
+            GateChoice::None => gate == Gate::None,
+            GateChoice::Fence => gate == Gate::Fence,
+            GateChoice::Freezer => gate == Gate::Freezer,
+        }
+    }
+}
+
 choice! {
     /// Whether the tracker is used.
     TrackerChoice as "tracker" {

@@ -13,12 +13,16 @@
 pub mod background;
 pub mod commit;
 mod engine;
+mod image;
+pub mod session;
+mod still;
+mod watched;
 mod error;
 mod preflight;
 pub mod progress;
 mod stages;
 
-pub use engine::Engine;
+pub use engine::{Engine, resolve};
 pub use error::Error;
 pub use stages::{CutRequest, Stages};
 
