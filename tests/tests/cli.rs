@@ -1,4 +1,8 @@
 //! The real binary, from the outside: arguments, formats, exit codes, hostile work directories. Needs no container.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of a test file; clippy knows only #[test] functions as tests"
+)]
 
 use std::fs;
 use std::os::unix::process::CommandExt;
