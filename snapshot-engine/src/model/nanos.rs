@@ -70,7 +70,7 @@ impl FromStr for Nanos {
         if whole.is_empty() || fraction.contains('.') || (number.contains('.') && fraction.is_empty()) {
             return Err(ParseError::Number(text.to_owned()));
         }
-        let unit = unit.trim_start().replace('\u{b5}', "u").replace('\u{3bc}', "u");
+        let unit = unit.trim_start().replace(['\u{b5}', '\u{3bc}'], "u");
         let scale = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, scale)| *scale);
         let scale = scale.ok_or_else(|| ParseError::Unit(text.to_owned()))?;
         let too_long = || ParseError::TooLong(text.to_owned());

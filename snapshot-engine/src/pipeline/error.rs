@@ -176,7 +176,11 @@ impl Fault for Error {
                     .clone()
                     .unwrap_or_else(|| format!("try again with `snapshot-engine resume {id}`")),
             ),
-            Error::Interrupted { .. } | Error::NotFrozen { .. } => None,
+            Error::Interrupted { .. } => Some(
+                "`snapshot-engine list` shows whether the cut was already made; if so, `resume` finishes it"
+                    .into(),
+            ),
+            Error::NotFrozen { .. } => None,
         }
     }
 }
