@@ -1,4 +1,5 @@
 //! Resolving real containers: the demo's, and runc's where it is installed. Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::HashSet;
 use std::fs;
@@ -246,7 +247,11 @@ fn a_shared_prefix_is_ambiguous_and_a_host_process_no_container() {
     let both: Vec<String> = demo::list().unwrap().iter().map(|d| d.name().to_owned()).collect();
     assert!(both.contains(&a.name().to_owned()) && both.contains(&b.name().to_owned()));
     assert!(matches!(container::resolve("sa"), Err(Error::NotFound { .. })));
-    assert!(matches!(container::resolve("pid:1"), Err(Error::NotOverlay { .. })));
+    // This test is a process of the host, unless the whole test runs in a container.
+    let own = container::resolve(&format!("pid:{}", std::process::id()));
+    if rustix::fs::statfs("/").unwrap().f_type != 0x794c_7630 {
+        assert!(matches!(own, Err(Error::NotOverlay { .. })), "{own:?}");
+    }
 }
 
 #[test]
