@@ -1,4 +1,5 @@
 //! Resolving real containers: the demo's, and runc's where it is installed. Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::HashSet;
 use std::fs;
@@ -246,7 +247,11 @@ fn a_shared_prefix_is_ambiguous_and_a_host_process_no_container() {
     let both: Vec<String> = demo::list().unwrap().iter().map(|d| d.name().to_owned()).collect();
     assert!(both.contains(&a.name().to_owned()) && both.contains(&b.name().to_owned()));
     assert!(matches!(container::resolve("sa"), Err(Error::NotFound { .. })));
-    assert!(matches!(container::resolve("pid:1"), Err(Error::NotOverlay { .. })));
+    // This test is a process of the host, unless the whole test runs in a container.
+    let own = container::resolve(&format!("pid:{}", std::process::id()));
+    if rustix::fs::statfs("/").unwrap().f_type != 0x794c_7630 {
+        assert!(matches!(own, Err(Error::NotOverlay { .. })), "{own:?}");
+    }
 }
 
 #[test]
@@ -353,7 +358,8 @@ fn a_runc_container_by_id() {
     assert_eq!(target.config.workdir, "/");
     assert!(target.config.env.iter().any(|e| e.starts_with("PATH=")));
     assert!(target.cgroup.freezer().is_some());
-    assert_eq!(container::tasks(&target).unwrap().len(), 1);
+    // Until it has executed busybox, the init is runc's own, with several threads.
+    eventually("one task", || container::tasks(&target).unwrap().len() == 1);
     assert!(!target.cgroup.is_frozen().unwrap());
     runc.run(&["pause", &runc.id]);
     assert!(target.cgroup.is_frozen().unwrap());
@@ -362,4 +368,85 @@ fn a_runc_container_by_id() {
     runc.run(&["kill", &runc.id, "KILL"]);
     eventually("dead", || !target.is_alive());
     assert!(matches!(container::resolve(&runc.id), Err(Error::NotRunning { .. })));
+}
+
+/// `mount` run in `dir`, then busybox sleeping with that mount as its root; undone whatever happens.
+struct Chroot {
+    dir: tempfile::TempDir,
+    child: Option<std::process::Child>,
+}
+
+impl Chroot {
+    fn start(options: &str) -> Option<Chroot> {
+        if !Path::new("/bin/busybox").exists() {
+            assert!(std::env::var_os("CI").is_none(), "busybox is needed, and this is CI");
+            eprintln!("skipped: needs busybox-static");
+            return None;
+        }
+        let mut chroot = Chroot { dir: tempfile::tempdir_in("/var/tmp").unwrap(), child: None };
+        let path = chroot.dir.path();
+        for name in ["base/diff/bin", "top/diff", "x/diff", "x/work", "x/merged", "l"] {
+            fs::create_dir_all(path.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", path.join("base/diff/bin/busybox")).unwrap();
+        std::os::unix::fs::symlink("../base/diff", path.join("l/AAA")).unwrap();
+        std::os::unix::fs::symlink("../top/diff", path.join("l/BBB")).unwrap();
+        let mut mount = Command::new("/bin/busybox");
+        mount.args(["mount", "-t", "overlay", "-o", options, "overlay", "x/merged"]).current_dir(path);
+        assert!(mount.status().unwrap().success());
+        let mut sleep = Command::new("/bin/busybox");
+        sleep.args(["chroot", "x/merged", "/bin/busybox", "sleep", "1000"]).current_dir(path);
+        chroot.child = Some(sleep.spawn().unwrap());
+        let pid = chroot.child.as_ref().unwrap().id();
+        let root = chroot.dir.path().join("x/merged");
+        eventually("chroot", || fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|r| r == root));
+        Some(chroot)
+    }
+
+    fn resolve(&self) -> Result<Target, Error> {
+        container::resolve(&format!("pid:{}", self.child.as_ref().unwrap().id()))
+    }
+}
+
+impl Drop for Chroot {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let merged = self.dir.path().join("x/merged");
+        let _ = rustix::mount::unmount(merged, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn relative_layers_through_links_and_no_cgroup_of_its_own() {
+    if !root_or_skip() {
+        return;
+    }
+    let options = "lowerdir=l/BBB:l/AAA,upperdir=x/diff,workdir=x/work";
+    let Some(chroot) = Chroot::start(options) else { return };
+    let target = chroot.resolve().unwrap();
+    let path = chroot.dir.path();
+    assert_eq!(target.overlay.upper, path.join("x/diff"));
+    assert_eq!(target.overlay.lowers, [path.join("top/diff"), path.join("base/diff")]);
+    // It shares the test's cgroup, which must never be frozen.
+    assert_eq!(target.cgroup.freezer(), None);
+}
+
+#[test]
+fn a_replaced_upper_and_a_read_only_overlay_are_refused() {
+    if !root_or_skip() {
+        return;
+    }
+    let options = "lowerdir=l/BBB:l/AAA,upperdir=x/diff,workdir=x/work";
+    let Some(chroot) = Chroot::start(options) else { return };
+    let upper = chroot.dir.path().join("x/diff");
+    fs::rename(&upper, chroot.dir.path().join("x/away")).unwrap();
+    assert!(matches!(chroot.resolve(), Err(Error::UpperMissing { .. })));
+    fs::create_dir(&upper).unwrap();
+    assert!(matches!(chroot.resolve(), Err(Error::UpperMissing { .. })));
+    drop(chroot);
+    let Some(chroot) = Chroot::start("lowerdir=l/BBB:l/AAA") else { return };
+    assert!(matches!(chroot.resolve(), Err(Error::ReadOnlyOverlay { .. })));
 }

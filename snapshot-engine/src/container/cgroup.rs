@@ -150,7 +150,8 @@ fn strangers(init: Pid) -> HashSet<Pid> {
         if pid.0 == 0 {
             break;
         }
-        if process::namespace(pid, "mnt").is_ok_and(|n| n != namespace) {
+        // One that cannot be looked at is no part of the container either.
+        if !process::namespace(pid, "mnt").is_ok_and(|n| n == namespace) {
             all.insert(pid);
         }
     }
