@@ -219,6 +219,10 @@ impl Ring {
     }
 
     /// The next finished request that is there, without waiting.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "None means not yet, not the end, so it is no iterator"
+    )]
     pub fn next(&mut self) -> Option<Completion> {
         let entry = self.uring.completion().next()?;
         let index = usize::try_from(entry.user_data()).ok()?;
