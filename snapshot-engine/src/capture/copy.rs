@@ -10,9 +10,9 @@
 //! statx gave and never further: one that grows without end holds nobody, it is dirty again. For the same reason a short read
 //! is not an error: the file was cut meanwhile, which is an event of its own.
 //!
-//! Reads go through the ring, up to [`BUFFERS`] in flight; the writes land in the page cache from the same
-//! registered buffers by plain `pwrite`. Writing through the ring was measured and is slower on ext4, which refuses
-//! non-blocking buffered writes (`ext4_buffered_write_iter`, fs/ext4/file.c), so that each is handed to a kernel worker.
+//! Reads of long extents go through the ring, up to [`BUFFERS`] in flight; the writes land in the page cache from the same
+//! registered buffers by plain `pwrite`. They are not sent through the ring, because ext4 refuses non-blocking buffered
+//! writes (`ext4_buffered_write_iter`, fs/ext4/file.c), so that each would be handed to a kernel worker.
 
 use std::io;
 use std::ops::Range;
@@ -35,6 +35,8 @@ use crate::model::dirty::Ino;
 const BUFFER: usize = 256 << 10;
 /// Buffers of each copier's ring.
 const BUFFERS: u16 = 32;
+/// Shorter extents go through one buffer, which stays in the core's cache; read-ahead serves them well enough when they are cold.
+const STREAM_FROM: u64 = 4 << 20;
 /// Jobs that wait for a copier; each holds a descriptor.
 const QUEUE: usize = 256;
 
@@ -258,7 +260,7 @@ impl Engine {
                 Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => range.end,
                 Err(e) => return upper("seek in", Err(e)),
             };
-            bytes += if hole - data <= BUFFER as u64 {
+            bytes += if hole - data < STREAM_FROM {
                 self.piece(source, target, data..hole)?
             } else {
                 self.stream(source, target, data..hole)?
@@ -286,7 +288,7 @@ impl Engine {
         }
     }
 
-    /// Copies at most a buffer full, in place: for so few bytes the ring would cost more than it saves.
+    /// Copies a short extent through one buffer: for so few bytes the ring would cost more than it saves.
     fn piece(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>, range: Range<u64>) -> Copied<u64> {
         if self.buffer.is_empty() {
             self.buffer.resize(BUFFER, 0);
