@@ -9,7 +9,9 @@
 pub unsafe fn fetch_add(p: *mut u64, v: u64) -> u64 {
     let mut old = v;
     // SAFETY: the caller vouches for `p`; the verifier checks it again.
-    unsafe { core::arch::asm!("{v} = atomic_fetch_add((u64 *)({p} + 0), {v})", p = in(reg) p, v = inout(reg) old) };
+    unsafe {
+        core::arch::asm!("{v} = atomic_fetch_add((u64 *)({p} + 0), {v})", p = in(reg) p, v = inout(reg) old)
+    };
     old
 }
 
@@ -21,7 +23,9 @@ pub unsafe fn fetch_add(p: *mut u64, v: u64) -> u64 {
 pub unsafe fn fetch_or(p: *mut u64, v: u64) -> u64 {
     let mut old = v;
     // SAFETY: as above.
-    unsafe { core::arch::asm!("{v} = atomic_fetch_or((u64 *)({p} + 0), {v})", p = in(reg) p, v = inout(reg) old) };
+    unsafe {
+        core::arch::asm!("{v} = atomic_fetch_or((u64 *)({p} + 0), {v})", p = in(reg) p, v = inout(reg) old)
+    };
     old
 }
 

@@ -11,16 +11,16 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop,
-    bpf_probe_read_user,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+    bpf_loop, bpf_probe_read_user,
 };
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
 use snapshot_ebpf::{
-    CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, Control, CpuStop, FAULT_NO_COUNT, FAULT_NO_FENCE,
-    MAX_CALLS, MAX_CPUS, MAX_TARGETS, NONE,
+    CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, Control, CpuStop,
+    FAULT_NO_COUNT, FAULT_NO_FENCE, MAX_CALLS, MAX_CPUS, MAX_TARGETS, NONE,
 };
 
 use crate::atomics::fetch_add;
@@ -57,7 +57,9 @@ fn membership(control: *mut Control, task: Ref) -> bool {
             return true;
         }
         // SAFETY: the helper answers 0 for a level the task's cgroup does not have.
-        if target.cgroup != 0 && unsafe { bpf_get_current_ancestor_cgroup_id(target.cgroup_level as i32) } == target.cgroup {
+        if target.cgroup != 0
+            && unsafe { bpf_get_current_ancestor_cgroup_id(target.cgroup_level as i32) } == target.cgroup
+        {
             return true;
         }
         i += 1;
@@ -105,7 +107,9 @@ fn modifying(control: *mut Control, task: Ref, regs: Ref, class: u32) -> bool {
     match class {
         CALL_PATH => true,
         CALL_MMAP => {
-            if argument(regs, 3) & u64::from(constant!(SETTINGS.map_shared)) == 0 || !ours(control, file(task, argument(regs, 4))) {
+            if argument(regs, 3) & u64::from(constant!(SETTINGS.map_shared)) == 0
+                || !ours(control, file(task, argument(regs, 4)))
+            {
                 return false;
             }
             // SAFETY: a map value.
@@ -127,13 +131,17 @@ fn modifying(control: *mut Control, task: Ref, regs: Ref, class: u32) -> bool {
 #[inline(always)]
 fn probe(control: *mut Control, task: Ref, regs: Ref) {
     let inode = file(task, argument(regs, 0)).follow(constant!(OFFSETS.file_inode));
-    let mapped: i32 = inode.follow(constant!(OFFSETS.inode_mapping)).get(constant!(OFFSETS.mapping_writable)).unwrap_or(1);
+    let mapped: i32 =
+        inode.follow(constant!(OFFSETS.inode_mapping)).get(constant!(OFFSETS.mapping_writable)).unwrap_or(1);
     let direct: i32 = inode.get(constant!(OFFSETS.inode_dio_count)).unwrap_or(1);
     // SAFETY: map values; only the engine's one asking thread reads them, after its call.
     unsafe {
         core::ptr::write_volatile(&raw mut (*control).probe_mapped, u64::from(mapped > 0));
         core::ptr::write_volatile(&raw mut (*control).probe_direct, u64::from(direct > 0));
-        core::ptr::write_volatile(&raw mut (*control).probe_ino, inode.get(constant!(OFFSETS.inode_ino)).unwrap_or(0));
+        core::ptr::write_volatile(
+            &raw mut (*control).probe_ino,
+            inode.get(constant!(OFFSETS.inode_ino)).unwrap_or(0),
+        );
     }
 }
 
@@ -145,7 +153,11 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     let status = constant!(OFFSETS.task_status);
     // TS_COMPAT: 32-bit calls have other numbers, all of them count.
     let compat = status != NONE && task.get::<u32>(status).unwrap_or(0) & 2 != 0;
-    let class = if compat || number & !PLAIN != 0 { CALL_PATH } else { CALLS.get(number as u32).copied().unwrap_or(CALL_PATH) };
+    let class = if compat || number & !PLAIN != 0 {
+        CALL_PATH
+    } else {
+        CALLS.get(number as u32).copied().unwrap_or(CALL_PATH)
+    };
     // SAFETY: map values, here and below.
     let note = unsafe { core::ptr::read_volatile(&raw const (*control).note_tasks) } != 0;
     let ids = bpf_get_current_pid_tgid();

@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
 use snapshot_ebpf::{
-    BLOCK_SHIFT, Control, DIRECT, FAULT_DROP_EVENTS, INLINE_BLOCKS, INLINE_WORDS, MAPPED, MAX_PROBES, META, QUEUED, SLOT_EMPTY, Slot, TAIL,
-    WHOLE, home,
+    BLOCK_SHIFT, Control, DIRECT, FAULT_DROP_EVENTS, INLINE_BLOCKS, INLINE_WORDS, MAPPED, MAX_PROBES, META,
+    QUEUED, SLOT_EMPTY, Slot, TAIL, WHOLE, home,
 };
 
 use crate::atomics::{fetch_add, fetch_or, opaque};

@@ -17,10 +17,10 @@ pub mod freeze;
 pub mod kernel;
 pub mod model;
 pub mod pipeline;
+mod seamless;
 pub mod store;
 pub mod telemetry;
 pub mod track;
-mod seamless;
 
 pub use model::options::CommitOptions;
 pub use seamless::{SeamlessSnapshot, SnapshotResult};

@@ -5,5 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A demo container's init is this program again; it never returns from here.
+    snapshot_engine::demo::init_if_asked();
     cli::main()
 }

@@ -336,7 +336,7 @@ impl Engine {
                 self.ring = None;
                 return upper("read", Err(e));
             }
-            while let Some(Completion { user: at, buf, result }) = ring.next() {
+            while let Some(Completion { user: at, buf, result }) = ring.completed() {
                 let end = (at + BUFFER as u64).min(range.end);
                 match result {
                     _ if failed.is_some() => ring.release(buf),

@@ -191,7 +191,10 @@ impl Arena {
             used: 0,
             records: Fixed::new(MAX_RECORDS, Record::Link(Span::default())),
             stats: Fixed::new(MAX_STATS, blank),
-            dirty: Fixed::new(MAX_DIRTY, TakenSlot { slot: SlotIndex(0), state: 0, bits: END, through_entry: false }),
+            dirty: Fixed::new(
+                MAX_DIRTY,
+                TakenSlot { slot: SlotIndex(0), state: 0, bits: END, through_entry: false },
+            ),
             bits: Fixed::new(MAX_BITS, TakenBits { word: 0, bits: 0, next: END }),
             taken: touched(slots as usize),
             opened: Fixed::with(1024, || None),
@@ -244,7 +247,13 @@ pub fn residual(arena: &Arena) -> Residual<'_> {
         match *record {
             Record::Inode { stat, fresh } => {
                 let stat = Stat::from(&arena.stats[stat as usize]);
-                residual.inodes.push(CapturedInode { stat, fresh, data: Vec::new(), link: &[], xattrs: None });
+                residual.inodes.push(CapturedInode {
+                    stat,
+                    fresh,
+                    data: Vec::new(),
+                    link: &[],
+                    xattrs: None,
+                });
             }
             Record::Directory(ino) => residual.listings.push(Listing { ino, entries: Vec::new() }),
             Record::Listing(span) => {

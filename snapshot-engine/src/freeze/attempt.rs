@@ -97,7 +97,9 @@ pub struct Attempts {
 
 /// Bytes the arena has for a budget: what can be read in it, and no less than 4 MiB.
 fn arena_size(budget: Duration) -> usize {
-    usize::try_from(budget.as_micros().saturating_mul(16 << 10)).unwrap_or(usize::MAX).clamp(4 << 20, 256 << 20)
+    usize::try_from(budget.as_micros().saturating_mul(16 << 10))
+        .unwrap_or(usize::MAX)
+        .clamp(4 << 20, 256 << 20)
 }
 
 impl Attempts {
@@ -148,7 +150,9 @@ impl Attempts {
             for _ in 0..tries {
                 match self.attempt(tracker, hot, hold)? {
                     Ok(pause) => return Ok(Outcome::Cut(pause)),
-                    Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Deadline)) => return Ok(Outcome::Round(why)),
+                    Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Deadline)) => {
+                        return Ok(Outcome::Round(why));
+                    }
                     Err(why) => {
                         last = why;
                         if why == Abandoned::Mapped {
@@ -164,8 +168,14 @@ impl Attempts {
         Ok(Outcome::NoGate(last))
     }
 
-    fn attempt(&mut self, tracker: &mut Tracker, hot: &Hot<'_>, hold: Hold<'_>) -> io::Result<Result<Pause, Abandoned>> {
-        let budget = if matches!(hold, Hold::Fence) { self.policy.budget.min(FENCE_MAX) } else { self.policy.budget };
+    fn attempt(
+        &mut self,
+        tracker: &mut Tracker,
+        hot: &Hot<'_>,
+        hold: Hold<'_>,
+    ) -> io::Result<Result<Pause, Abandoned>> {
+        let budget =
+            if matches!(hold, Hold::Fence) { self.policy.budget.min(FENCE_MAX) } else { self.policy.budget };
         let result = match self.look_ahead(tracker, budget) {
             Ok(()) => {
                 let armed = if let Hold::Freezer(freezer) = hold {
@@ -184,7 +194,11 @@ impl Attempts {
                     hot,
                     arena: &mut self.arena,
                     budget,
-                    drain: if matches!(hold, Hold::Freezer(_)) { self.policy.drain * 10 } else { self.policy.drain },
+                    drain: if matches!(hold, Hold::Freezer(_)) {
+                        self.policy.drain * 10
+                    } else {
+                        self.policy.drain
+                    },
                     cpus: self.cpus,
                     probe: self.policy.probe,
                 };
@@ -250,7 +264,13 @@ impl Attempts {
     }
 
     /// Completes the measurement: what the held tasks felt is known once they have gone on.
-    fn measure(&mut self, tracker: &Tracker, hold: Hold<'_>, took: Duration, result: Result<Pause, Abandoned>) -> Result<Pause, Abandoned> {
+    fn measure(
+        &mut self,
+        tracker: &Tracker,
+        hold: Hold<'_>,
+        took: Duration,
+        result: Result<Pause, Abandoned>,
+    ) -> Result<Pause, Abandoned> {
         let mut felt = crate::track::live::Felt::default();
         if matches!(hold, Hold::Fence) {
             // A spinner notices within a turn of its loop, some 20 ns, unless an interrupt came between.

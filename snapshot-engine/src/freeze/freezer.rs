@@ -64,9 +64,12 @@ impl Freezer {
             rustix::fs::open(place.path().join(name), flags | OFlags::CLOEXEC, Mode::empty())
         };
         let (control, events, v2, thaw) = match place {
-            Place::V2(_) => {
-                (open("cgroup.freeze", OFlags::RDWR)?, Some(open("cgroup.events", OFlags::RDONLY)?), true, THAW_V2)
-            }
+            Place::V2(_) => (
+                open("cgroup.freeze", OFlags::RDWR)?,
+                Some(open("cgroup.events", OFlags::RDONLY)?),
+                true,
+                THAW_V2,
+            ),
             Place::V1(_) => (open("freezer.state", OFlags::RDWR)?, None, false, THAW_V1),
         };
         let watchdog = Watchdog::start(control.as_fd(), thaw, limit)?;

@@ -38,8 +38,12 @@ pub fn now() -> u64 {
 const PIECE: usize = 256 << 10;
 /// The largest directory record: a name of 255 bytes.
 const DIRENT_MAX: usize = 280;
-const READ: OFlags =
-    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOATIME).union(OFlags::NOCTTY);
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOATIME)
+    .union(OFlags::NOCTTY);
 
 /// The inodes that were made ready: an open descriptor each.
 #[derive(Debug)]
@@ -142,7 +146,9 @@ impl Reader<'_, '_> {
         let mut i = 0;
         while i < self.arena.opened.len() {
             // Taken out while it is listed, as the list may grow meanwhile; no allocation: the place stays.
-            let Some((directory, ino)) = self.arena.opened[i].take() else { return Err(Abandoned::Unreadable) };
+            let Some((directory, ino)) = self.arena.opened[i].take() else {
+                return Err(Abandoned::Unreadable);
+            };
             let listed = self.list(directory.as_fd(), ino);
             self.arena.opened[i] = Some((directory, ino));
             listed?;
@@ -177,7 +183,10 @@ impl Reader<'_, '_> {
             return Ok(());
         }
         if taken.state & META != 0 {
-            self.attributes(|list| rustix::fs::flistxattr(fd, list), |name, value| rustix::fs::fgetxattr(fd, name, value))?;
+            self.attributes(
+                |list| rustix::fs::flistxattr(fd, list),
+                |name, value| rustix::fs::fgetxattr(fd, name, value),
+            )?;
         }
         if directory {
             return self.list(fd, stat.stx_ino);
@@ -212,7 +221,13 @@ impl Reader<'_, '_> {
         (mapped, direct)
     }
 
-    fn inode(&mut self, fd: BorrowedFd<'_>, name: &CStr, flags: AtFlags, fresh: bool) -> Result<Statx, Abandoned> {
+    fn inode(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        name: &CStr,
+        flags: AtFlags,
+        fresh: bool,
+    ) -> Result<Statx, Abandoned> {
         let stat = rustix::fs::statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
             .map_err(|_| Abandoned::Unreadable)?;
         if !self.arena.stats.push(stat) {
@@ -228,7 +243,9 @@ impl Reader<'_, '_> {
             self.in_time()?;
             let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE);
             let used = self.arena.used;
-            let Some(room) = self.arena.bytes.get_mut(used..used + want) else { return Err(Abandoned::TooMuch) };
+            let Some(room) = self.arena.bytes.get_mut(used..used + want) else {
+                return Err(Abandoned::TooMuch);
+            };
             let n = match rustix::io::pread(fd, room, at) {
                 // Shorter than it was a moment ago: somebody we do not hold truncates it.
                 Ok(0) => return Err(Abandoned::Unreadable),
@@ -262,7 +279,9 @@ impl Reader<'_, '_> {
         let mut at = used;
         while at < used + len {
             let (front, back) = self.arena.bytes.split_at_mut(used + len);
-            let Ok(name) = CStr::from_bytes_until_nul(&front[at..]) else { return Err(Abandoned::Unreadable) };
+            let Ok(name) = CStr::from_bytes_until_nul(&front[at..]) else {
+                return Err(Abandoned::Unreadable);
+            };
             at += name.count_bytes() + 1;
             let start = self.arena.used;
             let value = get(name, &mut back[start - (used + len)..]).map_err(|_| Abandoned::Unreadable)?;
@@ -356,13 +375,19 @@ impl Reader<'_, '_> {
                     return Err(Abandoned::DirectIo);
                 }
                 let stat = self.inode(fd.as_fd(), c"", AtFlags::EMPTY_PATH, true)?;
-                self.attributes(|list| rustix::fs::flistxattr(&fd, list), |name, value| rustix::fs::fgetxattr(&fd, name, value))?;
+                self.attributes(
+                    |list| rustix::fs::flistxattr(&fd, list),
+                    |name, value| rustix::fs::fgetxattr(&fd, name, value),
+                )?;
                 self.content(fd.as_fd(), 0, stat.stx_size)
             }
             libc::S_IFDIR => {
                 let fd = open(directory, name, READ | OFlags::DIRECTORY)?;
                 let ino = self.inode(fd.as_fd(), c"", AtFlags::EMPTY_PATH, true)?.stx_ino;
-                self.attributes(|list| rustix::fs::flistxattr(&fd, list), |name, value| rustix::fs::fgetxattr(&fd, name, value))?;
+                self.attributes(
+                    |list| rustix::fs::flistxattr(&fd, list),
+                    |name, value| rustix::fs::fgetxattr(&fd, name, value),
+                )?;
                 if self.arena.opened.push(Some((fd, ino))) { Ok(()) } else { Err(Abandoned::TooMuch) }
             }
             kind => {
@@ -372,7 +397,10 @@ impl Reader<'_, '_> {
                 }
                 let mut path = [0; 320];
                 let path = below(&mut path, directory, name)?;
-                self.attributes(|list| rustix::fs::llistxattr(path, list), |name, value| rustix::fs::lgetxattr(path, name, value))
+                self.attributes(
+                    |list| rustix::fs::llistxattr(path, list),
+                    |name, value| rustix::fs::lgetxattr(path, name, value),
+                )
             }
         }
     }
@@ -381,7 +409,8 @@ impl Reader<'_, '_> {
         let used = self.arena.used;
         let room = &mut self.arena.bytes[used..];
         let room = if room.len() > 4096 { &mut room[..4096] } else { return Err(Abandoned::TooMuch) };
-        let n = crate::kernel::directory::read_link(directory, name, room).map_err(|_| Abandoned::Unreadable)?;
+        let n =
+            crate::kernel::directory::read_link(directory, name, room).map_err(|_| Abandoned::Unreadable)?;
         self.arena.used += n;
         self.record(Record::Link(Span { at: used, len: n }))
     }
@@ -413,7 +442,11 @@ fn below<'b>(path: &'b mut [u8; 320], directory: BorrowedFd<'_>, name: &CStr) ->
             break;
         }
     }
-    put(b"/proc/self/fd/").and_then(|()| put(&digits[first..])).and_then(|()| put(b"/")).and_then(|()| put(name.to_bytes_with_nul())).ok_or(Abandoned::Unreadable)?;
+    put(b"/proc/self/fd/")
+        .and_then(|()| put(&digits[first..]))
+        .and_then(|()| put(b"/"))
+        .and_then(|()| put(name.to_bytes_with_nul()))
+        .ok_or(Abandoned::Unreadable)?;
     CStr::from_bytes_until_nul(path).map_err(|_| Abandoned::Unreadable)
 }
 

@@ -88,7 +88,12 @@ struct Raised<'a> {
 }
 
 impl<'a> Raised<'a> {
-    fn raise(hold: Hold<'a>, live: &'a Live, deadline: u64, budget: Duration) -> Result<Raised<'a>, Abandoned> {
+    fn raise(
+        hold: Hold<'a>,
+        live: &'a Live,
+        deadline: u64,
+        budget: Duration,
+    ) -> Result<Raised<'a>, Abandoned> {
         let mut raised = Raised { live, fence: false, frozen: None };
         match hold {
             Hold::None => {}
@@ -97,7 +102,8 @@ impl<'a> Raised<'a> {
                 live.raise_fence(deadline);
             }
             Hold::Freezer(freezer) => {
-                raised.frozen = Some(freezer.freeze(Instant::now() + budget).map_err(|_| Abandoned::NotFrozen)?);
+                raised.frozen =
+                    Some(freezer.freeze(Instant::now() + budget).map_err(|_| Abandoned::NotFrozen)?);
             }
         }
         Ok(raised)
@@ -161,7 +167,8 @@ impl Window<'_, '_> {
                 take(self.arena, self.slots, SlotIndex(u32::from_ne_bytes(*index)))?;
             }
         }
-        Reader { arena: self.arena, slots: self.slots, hot: self.hot, live: self.live, gate, deadline }.capture()?;
+        Reader { arena: self.arena, slots: self.slots, hot: self.hot, live: self.live, gate, deadline }
+            .capture()?;
         self.at(Moment::Captured);
         // G2: still nobody under way, nothing begun, nothing changed, nobody let through.
         if self.live.in_flight() != 0 || self.live.stamp() != stamp {
@@ -179,7 +186,8 @@ impl Window<'_, '_> {
         let frozen = now();
         // The frozen have left their calls; only tasks outside the cgroup may still be inside one.
         let from = if gate == Gate::Freezer { frozen } else { began };
-        let patience = if gate == Gate::None { 0 } else { u64::try_from(self.drain.as_nanos()).unwrap_or(u64::MAX) };
+        let patience =
+            if gate == Gate::None { 0 } else { u64::try_from(self.drain.as_nanos()).unwrap_or(u64::MAX) };
         loop {
             if self.live.in_flight() == 0 {
                 return Ok(now());

@@ -56,7 +56,8 @@ impl MapMemory {
 impl Drop for MapMemory {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `new`; `words` borrows `self`, so no reference is left.
-        let unmapped = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), (self.words * 8).next_multiple_of(4096)) };
+        let unmapped =
+            unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), (self.words * 8).next_multiple_of(4096)) };
         debug_assert!(unmapped.is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! One io_uring with a pool of registered buffers: the bulk-data path of capture and chunking.
 //!
 //! ```text
-//!   take() -> Buf --read()/write()--> kernel --next()--> Completion { buf, result } --> release()
+//!   take() -> Buf --read()/write()--> kernel --completed()--> Completion { buf, result } --> release()
 //! ```
 //!
 //! A [`Buf`] is a token for one registered buffer. It is neither `Clone` nor `Copy`: submitting moves it into
@@ -110,7 +110,7 @@ impl Ring {
         self.free.push(buf);
     }
 
-    /// Requests submitted and not yet returned by [`Ring::next`].
+    /// Requests submitted and not yet returned by [`Ring::completed`].
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pending
@@ -223,7 +223,7 @@ impl Ring {
         clippy::should_implement_trait,
         reason = "None means not yet, not the end, so it is no iterator"
     )]
-    pub fn next(&mut self) -> Option<Completion> {
+    pub fn completed(&mut self) -> Option<Completion> {
         let entry = self.uring.completion().next()?;
         let index = usize::try_from(entry.user_data()).ok()?;
         let user = self.in_flight.get_mut(index)?.take()?;
@@ -244,7 +244,7 @@ impl Drop for Ring {
                 // The pool is leaked rather than unmapped under requests that may still run.
                 return;
             }
-            while self.next().is_some() {}
+            while self.completed().is_some() {}
         }
         // SAFETY: the mapping made in `new`; no request is in flight and no borrow of it outlives `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.pool.as_ptr().cast(), self.pool_len) };

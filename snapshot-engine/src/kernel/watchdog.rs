@@ -38,7 +38,8 @@ impl Watchdog {
             -1 => Err(io::Error::last_os_error()),
             0 => watch(read_fd, control_fd, thaw, limit),
             _ => {
-                let child = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork gave no pid"))?;
+                let child = rustix::process::Pid::from_raw(pid)
+                    .ok_or_else(|| io::Error::other("fork gave no pid"))?;
                 Ok(Watchdog { pipe: Some(write), child })
             }
         }

@@ -73,7 +73,8 @@ impl Stages for Engine {
             let pause = still_pause(took, inodes, frozen.bytes);
             (frozen, pause)
         } else {
-            let policy = Policy { choice: options.gate, budget: options.max_pause.as_duration(), ..Policy::default() };
+            let policy =
+                Policy { choice: options.gate, budget: options.max_pause.as_duration(), ..Policy::default() };
             let mut session = Session::open(target.clone(), options, &shadow, policy, 0, progress)?;
             clock.lap(Stage::Track);
             let made = session.cut(progress)?;

@@ -13,14 +13,14 @@
 pub mod background;
 pub mod commit;
 mod engine;
-mod image;
-pub mod session;
-mod still;
-mod watched;
 mod error;
+mod image;
 mod preflight;
 pub mod progress;
+pub mod session;
 mod stages;
+mod still;
+mod watched;
 
 pub use engine::{Engine, resolve};
 pub use error::Error;

@@ -77,13 +77,25 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Stage`]; nothing stays attached, and the shadow is removed.
-    pub fn open(target: Target, options: &CommitOptions, directory: &Path, policy: Policy, fault: u32, progress: &dyn Progress) -> Result<Session, Error> {
+    pub fn open(
+        target: Target,
+        options: &CommitOptions,
+        directory: &Path,
+        policy: Policy,
+        fault: u32,
+        progress: &dyn Progress,
+    ) -> Result<Session, Error> {
         progress.report(Stage::Track, 0, 0);
-        let io = |stage, e: std::io::Error| Error::stage(stage, crate::model::fault::class_of_io(&e), None, e);
+        let io =
+            |stage, e: std::io::Error| Error::stage(stage, crate::model::fault::class_of_io(&e), None, e);
         let (inodes, large_bytes) = survey(&target.overlay.upper).map_err(|e| io(Stage::Track, e))?;
         let scope = scope(&target, inodes, large_bytes, fault)?;
         let mut tracker = Tracker::start(&scope).map_err(|e| {
-            let class = if matches!(e, crate::track::Error::Permission(_)) { Class::Permission } else { Class::General };
+            let class = if matches!(e, crate::track::Error::Permission(_)) {
+                Class::Permission
+            } else {
+                Class::General
+            };
             Error::stage(Stage::Track, class, None, e)
         })?;
         let paused = target.cgroup.is_frozen().map_err(|e| io(Stage::Track, e))?;
@@ -97,14 +109,16 @@ impl Session {
         progress.check()?;
 
         let stage = |e| Error::stage(Stage::PreCopy, Class::General, None, e);
-        let mut shadow = Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(stage)?;
+        let mut shadow =
+            Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(stage)?;
         let watched = Watched::new(progress, Stage::PreCopy);
         shadow.base(&mut tracker, &watched).map_err(stage)?;
         progress.check()?;
         let freezer = match place(&target) {
-            Some(place) if !paused => {
-                Some(Freezer::open(&place, policy.budget + Duration::from_millis(100)).map_err(|e| io(Stage::Window, e))?)
-            }
+            Some(place) if !paused => Some(
+                Freezer::open(&place, policy.budget + Duration::from_millis(100))
+                    .map_err(|e| io(Stage::Window, e))?,
+            ),
             _ => None,
         };
         let attempts = Attempts::new(policy, &tracker).map_err(|e| io(Stage::Window, e))?;
@@ -141,7 +155,8 @@ impl Session {
     /// When `--maximum-times` rounds did not do: what stood in the way, and what to do about it.
     pub fn cut(&mut self, progress: &dyn Progress) -> Result<Made, Error> {
         let stage = |e: crate::capture::Error| Error::stage(Stage::PreCopy, Class::General, None, e);
-        let io = |e: std::io::Error| Error::stage(Stage::Window, crate::model::fault::class_of_io(&e), None, e);
+        let io =
+            |e: std::io::Error| Error::stage(Stage::Window, crate::model::fault::class_of_io(&e), None, e);
         let (first, misses_before) = (self.attempts.count, self.misses);
         self.attempts.stops.clear();
         self.attempts.abandoned.clear();
@@ -197,7 +212,9 @@ impl Session {
         // counts as dirty for the next cut.
         for inode in residual.inodes.iter().filter(|i| i.fresh) {
             let ino = Ino(inode.stat.ino);
-            self.tracker.watch(ino, inode.stat.size).map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
+            self.tracker
+                .watch(ino, inode.stat.size)
+                .map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
             self.tracker.put_back(&[whole(ino)]);
         }
         Ok(())
@@ -212,7 +229,8 @@ impl Session {
             let mut pids: Vec<u32> = container::tasks(&self.target)?.iter().map(|t| t.pid.0).collect();
             pids.dedup();
             let overlay = &self.target.overlay;
-            let devices = [overlay.device, overlay.upper_device].map(|d| ((d >> 20) as u32, (d & 0xf_ffff) as u32));
+            let devices =
+                [overlay.device, overlay.upper_device].map(|d| ((d >> 20) as u32, (d & 0xf_ffff) as u32));
             let mapped = mappings::writable_mappings(&pids, &devices)?;
             self.mapped = !mapped.is_empty();
             self.mark_mapped(mapped.iter());
@@ -265,7 +283,8 @@ impl Session {
 
     /// Differences between the shadow and the live tree for which there is no event.
     fn missed(&mut self) -> Result<Vec<Difference>, Error> {
-        let differences = self.shadow.sweep().map_err(|e| Error::stage(Stage::PreCopy, Class::General, None, e))?;
+        let differences =
+            self.shadow.sweep().map_err(|e| Error::stage(Stage::PreCopy, Class::General, None, e))?;
         if differences.is_empty() {
             return Ok(differences);
         }
@@ -289,14 +308,21 @@ impl Session {
 
     fn gave_up(&self, last: Abandoned) -> Error {
         let remedy = match last {
-            _ if self.freezer.is_none() && (self.mapped || self.uring_before || !self.unproven.is_empty()) => {
+            _ if self.freezer.is_none()
+                && (self.mapped || self.uring_before || !self.unproven.is_empty()) =>
+            {
                 "the container maps a file shared and writable, uses io_uring, or has a task that could not be seen outside a call: only the freezer can hold it, and it has no cgroup of its own to freeze"
             }
-            Abandoned::Mapped | Abandoned::NotDrained => "use --gate freezer, or --gate auto with a larger --max-pause",
+            Abandoned::Mapped | Abandoned::NotDrained => {
+                "use --gate freezer, or --gate auto with a larger --max-pause"
+            }
             Abandoned::Deadline | Abandoned::TooMuch | Abandoned::NotFrozen => "give it a larger --max-pause",
             _ => "try again, with more rounds (--maximum-times) or a larger --max-pause",
         };
-        let why = format!("no attempt in {} rounds stood within the budget of {}: {last}", self.options.maximum_times, self.options.max_pause);
+        let why = format!(
+            "no attempt in {} rounds stood within the budget of {}: {last}",
+            self.options.maximum_times, self.options.max_pause
+        );
         Error::stage(Stage::Window, Class::General, Some(remedy.to_owned()), why)
     }
 
@@ -328,7 +354,9 @@ pub(super) fn place(target: &Target) -> Option<Place> {
 
 fn scope(target: &Target, inodes: u64, large_bytes: u64, fault: u32) -> Result<Scope, Error> {
     let narrow = |what: &str, n: u64| {
-        u32::try_from(n).map_err(|_| Error::stage(Stage::Track, Class::General, None, format!("{what} {n} does not fit 32 bits")))
+        u32::try_from(n).map_err(|_| {
+            Error::stage(Stage::Track, Class::General, None, format!("{what} {n} does not fit 32 bits"))
+        })
     };
     let overlay = &target.overlay;
     let (cgroup, cgroup_level) = match (&target.cgroup.v2, target.cgroup.v2_id) {
@@ -356,7 +384,8 @@ fn level(path: &Path) -> u32 {
     use std::os::unix::fs::MetadataExt;
     let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
     let own = device(path);
-    let below: Vec<PathBuf> = path.ancestors().take_while(|p| device(p) == own).map(Path::to_path_buf).collect();
+    let below: Vec<PathBuf> =
+        path.ancestors().take_while(|p| device(p) == own).map(Path::to_path_buf).collect();
     u32::try_from(below.len().saturating_sub(1)).unwrap_or(0)
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Closed world: a call that is not named here and not known to be harmless counts as modifying. The table is made for the machine's own numbers.
 
-use snapshot_ebpf::{CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, MAX_CALLS};
+use snapshot_ebpf::{
+    CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, MAX_CALLS,
+};
 
 /// Calls that change what a descriptor refers to: number and which argument the descriptor is.
 const BY_DESCRIPTOR: &[(libc::c_long, u32)] = &[
@@ -123,7 +125,14 @@ mod tests {
         assert_eq!(class(libc::SYS_copy_file_range), CALL_FD | 2);
         assert_eq!(class(libc::SYS_openat), CALL_OPEN | 2);
         assert_eq!(class(libc::SYS_renameat2), CALL_PATH);
-        for harmless in [libc::SYS_read, libc::SYS_futex, libc::SYS_fsync, libc::SYS_sendto, libc::SYS_clock_nanosleep, libc::SYS_exit_group] {
+        for harmless in [
+            libc::SYS_read,
+            libc::SYS_futex,
+            libc::SYS_fsync,
+            libc::SYS_sendto,
+            libc::SYS_clock_nanosleep,
+            libc::SYS_exit_group,
+        ] {
             assert_eq!(class(harmless), CALL_OTHER);
         }
         // The future: whatever comes after the calls we know may change a tree.

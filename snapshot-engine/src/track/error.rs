@@ -9,7 +9,9 @@ pub enum Error {
     #[error(transparent)]
     Object(#[from] super::object::Missing),
     /// The kernel describes no types.
-    #[error("this kernel offers no BTF at {path} ({why}); it needs CONFIG_DEBUG_INFO_BTF=y. Without it use `--tracker none`: the container then stands still while everything is copied")]
+    #[error(
+        "this kernel offers no BTF at {path} ({why}); it needs CONFIG_DEBUG_INFO_BTF=y. Without it use `--tracker none`: the container then stands still while everything is copied"
+    )]
     NoBtf {
         /// Where it was looked for.
         path: PathBuf,
@@ -17,13 +19,17 @@ pub enum Error {
         why: String,
     },
     /// A structure or field the programs read does not exist.
-    #[error("this kernel has no `{path}`, which the tracker reads; use `--tracker none`, and please report the kernel's version")]
+    #[error(
+        "this kernel has no `{path}`, which the tracker reads; use `--tracker none`, and please report the kernel's version"
+    )]
     NoField {
         /// `structure.field`.
         path: String,
     },
     /// A tracepoint without which events would be lost.
-    #[error("this kernel has no tracepoint `{name}`, without which changes on {fs} would be missed; use `--tracker none`")]
+    #[error(
+        "this kernel has no tracepoint `{name}`, without which changes on {fs} would be missed; use `--tracker none`"
+    )]
     NoTracepoint {
         /// The tracepoint.
         name: &'static str,
@@ -31,7 +37,9 @@ pub enum Error {
         fs: String,
     },
     /// No backend for this file system.
-    #[error("the container's upperdir lies on {fs}; the tracker knows ext4 (ext2, ext3) and xfs. Use `--tracker none`: the container then stands still while everything is copied")]
+    #[error(
+        "the container's upperdir lies on {fs}; the tracker knows ext4 (ext2, ext3) and xfs. Use `--tracker none`: the container then stands still while everything is copied"
+    )]
     UnsupportedFileSystem {
         /// As mountinfo names it.
         fs: String,
@@ -43,7 +51,9 @@ pub enum Error {
         name: &'static str,
     },
     /// The kernel refuses BPF.
-    #[error("the kernel refuses to load BPF programs: root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN is needed")]
+    #[error(
+        "the kernel refuses to load BPF programs: root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN is needed"
+    )]
     Permission(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// aya or the verifier says no.
     #[error("the tracker's program `{what}` could not be loaded")]
@@ -55,7 +65,9 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// More targets than the control page holds, or on different file systems.
-    #[error("one cut can span {max} containers whose upperdirs lie on one file system; snapshot the others separately")]
+    #[error(
+        "one cut can span {max} containers whose upperdirs lie on one file system; snapshot the others separately"
+    )]
     Targets {
         /// The limit.
         max: usize,

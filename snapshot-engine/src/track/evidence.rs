@@ -44,7 +44,9 @@ pub fn wait(tracker: &Tracker, tasks: &[u32], timeout: Duration) -> Vec<u32> {
         if began.elapsed() > PATIENCE {
             for &tid in &rest {
                 samplers.entry(tid).or_insert_with(|| {
-                    UserSampler::start(tid).inspect_err(|e| tracing::debug!(tid, %e, "cannot be sampled")).ok()
+                    UserSampler::start(tid)
+                        .inspect_err(|e| tracing::debug!(tid, %e, "cannot be sampled"))
+                        .ok()
                 });
             }
         }

@@ -180,7 +180,9 @@ impl Live {
     pub fn expired(&self, cpus: usize) -> u64 {
         let width = size_of::<CpuStop>() / 8;
         let words = self.cpus.words();
-        (0..cpus.min(words.len() / width)).map(|c| words[c * width + offset_of!(CpuStop, expired) / 8].load(SeqCst)).sum()
+        (0..cpus.min(words.len() / width))
+            .map(|c| words[c * width + offset_of!(CpuStop, expired) / 8].load(SeqCst))
+            .sum()
     }
 }
 

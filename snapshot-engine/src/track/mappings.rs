@@ -37,7 +37,9 @@ pub fn writable_mappings(pids: &[u32], devices: &[(u32, u32)]) -> io::Result<BTr
 pub fn uses_uring(pids: &[u32]) -> bool {
     pids.iter().any(|pid| {
         std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
-            fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == Path::new("anon_inode:[io_uring]")))
+            fds.flatten().any(|fd| {
+                std::fs::read_link(fd.path()).is_ok_and(|to| to == Path::new("anon_inode:[io_uring]"))
+            })
         })
     })
 }
@@ -107,7 +109,9 @@ fn may_write(smaps: &[u8], devices: &[(u32, u32)], found: &mut BTreeSet<Vec<u8>>
             {
                 found.insert(path(of));
             }
-        } else if line.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) && line.contains(&b'-') {
+        } else if line.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
+            && line.contains(&b'-')
+        {
             shared = (mapping(line, devices) != Mapping::Other).then_some(line);
         }
     }
@@ -121,7 +125,10 @@ mod tests {
     fn shared_writable_mappings_of_the_tree_are_told_from_all_others() {
         let devices = [(0, 0x2f), (0xfe, 0)];
         let line = |perms: &str, dev: &str| {
-            format!("7f0000000000-7f0000010000 {perms} 00000000 {dev} 1234                  /data/db\\012file 1").into_bytes()
+            format!(
+                "7f0000000000-7f0000010000 {perms} 00000000 {dev} 1234                  /data/db\\012file 1"
+            )
+            .into_bytes()
         };
         assert_eq!(mapping(&line("rw-s", "00:2f"), &devices), Mapping::Writable);
         assert_eq!(mapping(&line("r--s", "fe:00"), &devices), Mapping::Shared);
@@ -129,7 +136,10 @@ mod tests {
         assert_eq!(mapping(&line("rw-s", "00:01"), &devices), Mapping::Other);
         assert_eq!(mapping(b"garbage", &devices), Mapping::Other);
         assert_eq!(path(&line("rw-s", "00:2f")), b"/data/db\nfile 1");
-        let smaps = |flags: &str| [line("r--s", "00:2f"), format!("\nSize: 4 kB\nVmFlags: rd sh mr {flags} me\n").into_bytes()].concat();
+        let smaps = |flags: &str| {
+            [line("r--s", "00:2f"), format!("\nSize: 4 kB\nVmFlags: rd sh mr {flags} me\n").into_bytes()]
+                .concat()
+        };
         let found = |flags| {
             let mut found = BTreeSet::new();
             may_write(&smaps(flags), &devices, &mut found);

@@ -38,7 +38,8 @@ pub fn offsets(btf: &Btf, xfs: bool) -> Result<Offsets, Error> {
         folio_flags: at("folio.flags")?,
         folio_flags_1: or_none("folio._flags_1"),
         // The order lies in _flags_1 since 6.7 (and in _folio_order before, which is not read here: 2 MiB are assumed).
-        folio_head_bit: if offset(btf, "folio._flags_1").is_ok() && offset(btf, "folio._folio_order").is_err() {
+        folio_head_bit: if offset(btf, "folio._flags_1").is_ok() && offset(btf, "folio._folio_order").is_err()
+        {
             enumerator(btf, "pageflags", "PG_head").unwrap_or(NONE)
         } else {
             NONE
@@ -144,9 +145,11 @@ fn strip(btf: &Btf, mut ty: Type) -> Type {
 
 fn enumerator(btf: &Btf, of: &str, name: &str) -> Option<u32> {
     btf.resolve_types_by_name(of).ok()?.into_iter().find_map(|t| match t {
-        Type::Enum(e) => {
-            e.members.iter().find(|m| btf.resolve_name(*m as &dyn BtfType).is_ok_and(|n| n == name)).map(|m| m.val())
-        }
+        Type::Enum(e) => e
+            .members
+            .iter()
+            .find(|m| btf.resolve_name(*m as &dyn BtfType).is_ok_and(|n| n == name))
+            .map(|m| m.val()),
         _ => None,
     })
 }

@@ -23,8 +23,12 @@ const fn may(name: &'static str) -> Program {
 pub const CALLS: &[Program] =
     &[need("sched_process_exit"), may("io_uring_submit_req"), need("sys_exit"), need("sys_enter")];
 
-const ANY: &[Program] =
-    &[need("writeback_dirty_folio"), need("writeback_mark_inode_dirty"), may("iomap_iter"), may("iomap_dio_rw_begin")];
+const ANY: &[Program] = &[
+    need("writeback_dirty_folio"),
+    need("writeback_mark_inode_dirty"),
+    may("iomap_iter"),
+    may("iomap_dio_rw_begin"),
+];
 
 const EXT4: &[Program] = &[
     need("ext4_mark_inode_dirty"),

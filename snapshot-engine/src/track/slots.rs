@@ -14,7 +14,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use snapshot_ebpf::{
-    BLOCK_SHIFT, DIRECT, DIRT, INLINE_BLOCKS, INLINE_WORDS, MAPPED, MAX_PROBES, META, QUEUED, SLOT_EMPTY, SLOT_GONE, Slot, TAIL, WHOLE, home,
+    BLOCK_SHIFT, DIRECT, DIRT, INLINE_BLOCKS, INLINE_WORDS, MAPPED, MAX_PROBES, META, QUEUED, SLOT_EMPTY,
+    SLOT_GONE, Slot, TAIL, WHOLE, home,
 };
 
 use crate::model::dirty::{Dirty, Full, Ino};
@@ -175,7 +176,11 @@ impl<'a> Slots<'a> {
 
     #[inline]
     fn bit_word(&self, slot: SlotIndex, w: usize) -> &'a AtomicU64 {
-        if w < INLINE_WORDS { self.word(slot, BITS + w) } else { &self.blocks[self.more(slot).start + w - INLINE_WORDS] }
+        if w < INLINE_WORDS {
+            self.word(slot, BITS + w)
+        } else {
+            &self.blocks[self.more(slot).start + w - INLINE_WORDS]
+        }
     }
 
     /// Takes the bits of one word of 64 blocks.
@@ -229,7 +234,8 @@ impl<'a> Slots<'a> {
             tail: (state & TAIL != 0).then(|| self.covered(slot)),
             ranges,
         };
-        (dirty.meta || dirty.whole || dirty.tail.is_some() || !dirty.ranges.is_empty() || state & DIRECT != 0).then_some(dirty)
+        (dirty.meta || dirty.whole || dirty.tail.is_some() || !dirty.ranges.is_empty() || state & DIRECT != 0)
+            .then_some(dirty)
     }
 
     /// Makes what was taken dirty again (T3). True if the slot has to be remembered by the caller.
@@ -272,12 +278,14 @@ mod tests {
         let slot = slots.add(7, 3 << 32 | 2)?;
         assert_eq!(slots.covered(slot), (INLINE_BLOCKS + 128) * BLOCK);
         let far = (INLINE_BLOCKS + 65) * BLOCK;
-        let dirty = Dirty { ino: Ino(7), meta: false, whole: false, tail: None, ranges: vec![far..far + BLOCK] };
+        let dirty =
+            Dirty { ino: Ino(7), meta: false, whole: false, tail: None, ranges: vec![far..far + BLOCK] };
         assert!(slots.put(slot, &dirty));
         assert_eq!(blocks[4].load(SeqCst), 2);
         assert_eq!(slots.take(slot), Some(dirty));
         assert_eq!(slots.take(slot), None);
-        let behind = Dirty { ino: Ino(7), meta: true, whole: false, tail: None, ranges: vec![1 << 40..(1 << 40) + 1] };
+        let behind =
+            Dirty { ino: Ino(7), meta: true, whole: false, tail: None, ranges: vec![1 << 40..(1 << 40) + 1] };
         assert!(slots.put(slot, &behind));
         assert_eq!(slots.take(slot).and_then(|d| d.tail), Some(slots.covered(slot)));
         Ok(())

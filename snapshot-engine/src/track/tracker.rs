@@ -11,7 +11,8 @@ use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use snapshot_ebpf::{
-    BLOCK_SHIFT, Control, CpuStop, INLINE_BLOCKS, MAX_CPUS, MAX_TARGETS, META, QUEUED, Settings, Slot, TargetId, WHOLE,
+    BLOCK_SHIFT, Control, CpuStop, INLINE_BLOCKS, MAX_CPUS, MAX_TARGETS, META, QUEUED, Settings, Slot,
+    TargetId, WHOLE,
 };
 
 use super::live::Live;
@@ -100,7 +101,10 @@ impl Tracker {
         let programs = present(&types, fs)?;
         drop(types);
 
-        let slots = u32::try_from(scope.inodes.saturating_mul(3)).unwrap_or(1 << 30).clamp(MIN_SLOTS, 1 << 26).next_power_of_two();
+        let slots = u32::try_from(scope.inodes.saturating_mul(3))
+            .unwrap_or(1 << 30)
+            .clamp(MIN_SLOTS, 1 << 26)
+            .next_power_of_two();
         let words = scope.large_bytes.div_ceil(64 << BLOCK_SHIFT).saturating_mul(2).clamp(1 << 12, 1 << 24);
         let words = u32::try_from(words).unwrap_or(1 << 24);
         let settings = Settings {
@@ -111,7 +115,8 @@ impl Tracker {
             open_write: calls::open_write(),
             fault: scope.fault,
         };
-        let btf = Btf::from_sys_fs().map_err(|e| Error::NoBtf { path: "/sys/kernel/btf/vmlinux".into(), why: e.to_string() })?;
+        let btf = Btf::from_sys_fs()
+            .map_err(|e| Error::NoBtf { path: "/sys/kernel/btf/vmlinux".into(), why: e.to_string() })?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", bytes_of(&offsets), true)
@@ -124,12 +129,17 @@ impl Tracker {
 
         // First all are loaded: the maps' descriptors must be open for that.
         for program in &programs {
-            program_of(&mut ebpf, program.name)?.load(program.name, &btf).map_err(|e| load_error(program.name, e))?;
+            program_of(&mut ebpf, program.name)?
+                .load(program.name, &btf)
+                .map_err(|e| load_error(program.name, e))?;
         }
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| load_error(name, "not in the object"));
-        let mut classes: Array<MapData, u32> = Array::try_from(take("CALLS")?).map_err(|e| load_error("CALLS", e))?;
+        let mut classes: Array<MapData, u32> =
+            Array::try_from(take("CALLS")?).map_err(|e| load_error("CALLS", e))?;
         for (number, class) in calls::classes().into_iter().enumerate() {
-            classes.set(u32::try_from(number).unwrap_or(u32::MAX), class, 0).map_err(|e| load_error("CALLS", e))?;
+            classes
+                .set(u32::try_from(number).unwrap_or(u32::MAX), class, 0)
+                .map_err(|e| load_error("CALLS", e))?;
         }
         let memory = |map: aya::maps::Map, bytes: usize, name: &str| match map {
             aya::maps::Map::Array(data) => MapMemory::new(data.fd().as_fd(), bytes)
@@ -308,7 +318,11 @@ impl Watch for Tracker {
         let (lost, unknown) = (self.live.ring_lost(), self.live.unknown());
         if lost != self.ring_lost_seen || unknown != self.unknown_seen {
             // T1: what the ring could not hold is still in the slots; look at all of them. What named nobody is everybody.
-            tracing::warn!(lost = lost - self.ring_lost_seen, unknown = unknown - self.unknown_seen, "events were lost; looking at every inode");
+            tracing::warn!(
+                lost = lost - self.ring_lost_seen,
+                unknown = unknown - self.unknown_seen,
+                "events were lost; looking at every inode"
+            );
             dirty_slots = self.everything();
             if unknown != self.unknown_seen {
                 for &slot in &dirty_slots {
