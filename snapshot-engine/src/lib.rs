@@ -11,5 +11,8 @@
 //! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
 
 pub mod capture;
+pub mod chunk;
+pub mod image;
 pub mod kernel;
 pub mod model;
+pub mod rafs;
