@@ -89,7 +89,7 @@ fn node(path: &Path, kind: FileType, major: u32, minor: u32) -> Result<()> {
 }
 
 /// Everything a file system can hold.
-fn fill_base(root: &Path) -> Result<()> {
+fn fill_base(root: &Path, acls: bool) -> Result<()> {
     for size in
         [0usize, 1, 4095, 4096, 4097, 65535, 65536, 65537, 131_072, (1 << 20) - 1, 1 << 20, (1 << 20) + 1]
     {
@@ -141,20 +141,9 @@ fn fill_base(root: &Path) -> Result<()> {
     // vfs_cap_data, revision 2: cap_net_raw, effective.
     let caps = [1u8, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     xattr(&root.join("size-4096"), "security.capability", &caps)?;
-    // posix_acl_xattr_header and five entries: user::rw- user:1000:r-- group::r-- mask::r-- other::r--
-    let acl: Vec<u8> = [2u32.to_le_bytes().to_vec()]
-        .into_iter()
-        .chain(
-            [(1u16, 6u16, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)]
-                .map(|(tag, perm, id)| {
-                    [tag.to_le_bytes().to_vec(), perm.to_le_bytes().to_vec(), id.to_le_bytes().to_vec()]
-                        .concat()
-                }),
-        )
-        .flatten()
-        .collect();
-    xattr(&root.join("same-a"), "system.posix_acl_access", &acl)?;
-    xattr(&root.join("empty-dir"), "system.posix_acl_default", &acl)?;
+    if acls {
+        give_acls(root)?;
+    }
 
     rustix::fs::chown(root.join("same-b"), Some(Uid::from_raw(4_000_000_000)), Some(Gid::from_raw(70_000)))?;
     fs::set_permissions(root.join("same-b"), fs::Permissions::from_mode(0o6755))?;
@@ -170,6 +159,24 @@ fn fill_base(root: &Path) -> Result<()> {
         fs::create_dir_all(path.parent().context("has a parent")?)?;
         fs::write(&path, noise(name.len() as u64, 5000))?;
     }
+    Ok(())
+}
+
+fn give_acls(root: &Path) -> Result<()> {
+    // posix_acl_xattr_header and five entries: user::rw- user:1000:r-- group::r-- mask::r-- other::r--
+    let acl: Vec<u8> = [2u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain(
+            [(1u16, 6u16, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)]
+                .map(|(tag, perm, id)| {
+                    [tag.to_le_bytes().to_vec(), perm.to_le_bytes().to_vec(), id.to_le_bytes().to_vec()]
+                        .concat()
+                }),
+        )
+        .flatten()
+        .collect();
+    xattr(&root.join("same-a"), "system.posix_acl_access", &acl)?;
+    xattr(&root.join("empty-dir"), "system.posix_acl_default", &acl)?;
     Ok(())
 }
 
@@ -215,11 +222,11 @@ fn change_second(root: &Path) -> Result<()> {
 }
 
 /// `base`, and what two containers in a row made of it.
-fn layers(options: &str) -> Result<Layers> {
+fn layers(options: &str, acls: bool) -> Result<Layers> {
     let dir = tempfile::Builder::new().prefix("rafs-judges-").tempdir()?;
     let at = make(dir.path(), "merged")?;
     let base = make(dir.path(), "base")?;
-    fill_base(&base)?;
+    fill_base(&base, acls)?;
     let first = make(dir.path(), "first")?;
     let lowers = vec![base.clone()];
     {
@@ -231,6 +238,12 @@ fn layers(options: &str) -> Result<Layers> {
     {
         let _overlay = overlay(&lowers, Some((&upper, &make(dir.path(), "work2")?)), &at, options)?;
         change_second(&at)?;
+    }
+    if options == REDIRECT {
+        // The fixture must hold what it is meant to test.
+        let value = &mut [0u8; 256];
+        rustix::fs::lgetxattr(upper.join("keep/deep/again"), "trusted.overlay.redirect", &mut value[..])?;
+        rustix::fs::lgetxattr(upper.join("size-65537"), "trusted.overlay.metacopy", &mut value[..])?;
     }
     Ok(Layers { dir, lowers, upper })
 }
@@ -278,7 +291,7 @@ const REDIRECT: &str = ",redirect_dir=on,metacopy=on,index=off";
 #[test]
 fn the_kernel_mounts_what_the_overlay_shows() -> Result<()> {
     for (options, read_options) in [("", ""), (REDIRECT, ",redirect_dir=follow,metacopy=on")] {
-        let layers = layers(options)?;
+        let layers = layers(options, true)?;
         let reference = layers.merged(read_options)?;
         for chunk in [4096, 64 << 10, 1 << 20, 16 << 20] {
             let image =
@@ -294,7 +307,7 @@ fn the_kernel_mounts_what_the_overlay_shows() -> Result<()> {
 
 #[test]
 fn a_second_build_uses_the_cache_and_gives_the_same_image() -> Result<()> {
-    let layers = layers(REDIRECT)?;
+    let layers = layers(REDIRECT, true)?;
     let first = layers.build(Format::default(), "one")?;
     let second = layers.build(Format::default(), "two")?;
     ensure!((first.cached_lowers, second.cached_lowers) == (0, 2));
@@ -327,7 +340,9 @@ fn judge(name: &str) -> Result<Option<PathBuf>> {
 #[test]
 fn nydus_image_accepts_every_format() -> Result<()> {
     let Some(nydus_image) = judge("nydus-image")? else { return Ok(()) };
-    let layers = layers(REDIRECT)?;
+    // No ACLs: nydus-image 2.2.0 refuses `system.posix_acl_access` in its own images too (rafs/src/metadata/layout/mod.rs,
+    // `RafsXAttrs::add`: the key must be longer than its prefix). nydusd and the kernel read them.
+    let layers = layers(REDIRECT, false)?;
     for compressor in COMPRESSORS {
         for digester in [Digester::Blake3, Digester::Sha256] {
             for chunk in [1 << 20, 4096] {
@@ -408,7 +423,7 @@ fn serve(nydusd: &Path, image: &Image, dir: &Path) -> Result<Served> {
 #[test]
 fn nydusd_serves_what_the_overlay_shows() -> Result<()> {
     let Some(nydusd) = judge("nydusd")? else { return Ok(()) };
-    let layers = layers(REDIRECT)?;
+    let layers = layers(REDIRECT, true)?;
     let reference = layers.merged(",redirect_dir=follow,metacopy=on")?;
     for compressor in COMPRESSORS {
         let image =
