@@ -137,7 +137,7 @@ mod tests {
                 let shape = Shape::inlined(xattrs, size);
                 for at in [4096u64, 4097, 8000, 8191] {
                     let placed = shape.place(at);
-                    assert!(placed >= at && placed % SLOT == 0);
+                    assert!(placed >= at && placed.is_multiple_of(SLOT));
                     if shape.data == Data::Inline {
                         assert_eq!(placed / BLOCK, (placed + shape.body - 1) / BLOCK);
                         assert_eq!(shape.blocks * BLOCK + size % BLOCK, size);
