@@ -1,2 +1,283 @@
+//! The ABI between the tracker's eBPF programs and the engine: what lies in the shared maps, bit by bit.
+//!
+//! ```text
+//!   CONTROL  one Control   the fence, the in-flight counts, the counters      mmapped by the engine
+//!   SLOTS    Slot[n]       open-addressed table: inode number -> dirty state   mmapped by the engine
+//!   BLOCKS   u64[n]        more block bits, for files above INLINE_BLOCKS      mmapped by the engine
+//!   CPUS     CpuStop[n]    what each CPU's spinners felt                       mmapped by the engine
+//!   RING     u32 a record  index of a slot that has become dirty
+//!   TASKS    tid -> u64    who is inside a counted call
+//!   CALLS    u32[512]      the class of each system call
+//! ```
+//!
+//! Both sides are compiled from this file, so a layout cannot differ; the asserts keep it free of padding.
 #![no_std]
-//! The ABI.
+#![warn(missing_docs)]
+
+/// Containers one cut can span (G7).
+pub const MAX_TARGETS: usize = 8;
+
+/// Bytes of file content one dirty bit stands for, as a shift: 64 KiB.
+pub const BLOCK_SHIFT: u32 = 16;
+
+/// Words of block bits inside a slot.
+pub const INLINE_WORDS: usize = 5;
+
+/// Blocks the bits inside a slot stand for: files up to 20 MiB need no more.
+pub const INLINE_BLOCKS: u64 = INLINE_WORDS as u64 * 64;
+
+/// How far from its home an inode's slot may lie. The programs look no further, so neither may the engine.
+pub const MAX_PROBES: u32 = 32;
+
+/// CPUs with a [`CpuStop`] of their own; the ones above share the last.
+pub const MAX_CPUS: u32 = 1024;
+
+/// System calls with a class; the ones above count as modifying.
+pub const MAX_CALLS: u32 = 512;
+
+/// An empty slot.
+pub const SLOT_EMPTY: u64 = 0;
+/// A slot whose inode was forgotten: a look-up goes on behind it.
+pub const SLOT_GONE: u64 = u64::MAX;
+
+/// Slot state: the slot's index is in the ring, or about to be (or was lost, and `Control::ring_lost` says so).
+pub const QUEUED: u64 = 1;
+/// Slot state: size, times, owner, mode, links, attributes or directory entries may have changed.
+pub const META: u64 = 1 << 1;
+/// Slot state: any byte of the content may have changed.
+pub const WHOLE: u64 = 1 << 2;
+/// Slot state: blocks behind the ones that have bits may have changed.
+pub const TAIL: u64 = 1 << 3;
+/// Slot state: direct I/O was begun on it; it may land after the call has returned.
+pub const DIRECT: u64 = 1 << 4;
+/// Slot state: a shared writable mapping of it was seen. Not dirt: stays until the engine clears it (T4).
+pub const MAPPED: u64 = 1 << 8;
+/// The state bits that taking a slot's dirt clears.
+pub const DIRT: u64 = QUEUED | META | WHOLE | TAIL | DIRECT;
+
+/// Call class: cannot change the target's tree.
+pub const CALL_OTHER: u32 = 0;
+/// Call class: names a path, or nothing we can resolve cheaply: always counted.
+pub const CALL_PATH: u32 = 1;
+/// Call class: mmap; counted when shared and of a file of the target.
+pub const CALL_MMAP: u32 = 2;
+/// Call class: the engine's own question about an open file (see `Control::probe_ino`).
+pub const CALL_PROBE: u32 = 3;
+/// Call class, with the argument's number in the low bits: counted when that descriptor is of the target's tree.
+pub const CALL_FD: u32 = 0x10;
+/// Call class, with the argument's number in the low bits: an open, counted when these flags ask for writing.
+pub const CALL_OPEN: u32 = 0x20;
+/// Call class: openat2, whose flags are in the caller's memory (argument 2).
+pub const CALL_OPENAT2: u32 = 0x30;
+
+/// Who belongs to a target: the tasks in its cgroup subtree (version 2) and those in its mount namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TargetId {
+    /// Identifier of the version 2 cgroup; 0: it has none of its own.
+    pub cgroup: u64,
+    /// Depth of that cgroup below the root.
+    pub cgroup_level: u32,
+    /// Inode number of the mount namespace.
+    pub mount_namespace: u32,
+    /// `super_block.s_dev` of the overlay, as the kernel packs it (major << 20 | minor).
+    pub overlay_device: u32,
+    /// Padding.
+    pub _pad: u32,
+}
+
+/// A counter on a cache line of its own.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Line {
+    /// The count.
+    pub value: u64,
+    /// Padding.
+    pub _pad: [u64; 7],
+}
+
+/// The control page.
+///
+/// Ordering: a program counts a call in `in_flight` with a fetching atomic (a full barrier) and looks at `fence_until`
+/// afterwards; the engine stores `fence_until`, passes a sequentially consistent fence, and reads `in_flight` afterwards. So
+/// whoever comes second sees the other: either the call sees the fence, or the engine sees the call.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Control {
+    /// Engine: the fence is up until this moment of `bpf_ktime_get_ns`; 0: it is down (G3).
+    pub fence_until: u64,
+    /// Engine: index (0 or 1) of the in-flight counter that new calls use (T2).
+    pub phase: u64,
+    /// Engine: number of valid `targets`.
+    pub targets_len: u64,
+    /// Engine: not 0: note every task of the target that makes any call in TASKS (attach evidence).
+    pub note_tasks: u64,
+    /// Engine: its thread group, whose fcntl(F_GETFD) is a question about that descriptor; 0: none.
+    pub probe_tgid: u64,
+    /// Program: inode number of the descriptor asked about; 0: could not be told.
+    pub probe_ino: u64,
+    /// Program: `i_mmap_writable` of it.
+    pub probe_mapped: u64,
+    /// Program: `i_dio_count` of it.
+    pub probe_direct: u64,
+    /// Engine: the targets.
+    pub targets: [TargetId; MAX_TARGETS],
+    /// Program: modifying calls of the targets under way, by the phase they began in.
+    pub in_flight: [Line; 2],
+    /// Program: modifying calls that have begun, ever.
+    pub entered: Line,
+    /// Program: events on watched inodes, ever.
+    pub events: Line,
+    /// Program: slots that became dirty and could not be put into the ring (T1: look at all slots).
+    pub ring_lost: u64,
+    /// Program: calls that could not be noted in TASKS: `in_flight` cannot be trusted from then on.
+    pub tasks_lost: u64,
+    /// Program: shared mappings of the target's files that were asked for, ever (T4).
+    pub mappings: u64,
+    /// Program: io_uring requests the targets submitted, ever.
+    pub uring: u64,
+    /// Program: events whose inode could not be told, ever (T1: the whole tree is dirty).
+    pub unknown: u64,
+    /// Padding.
+    pub _pad: [u64; 3],
+}
+
+/// The dirty state of one watched inode: a cache line.
+///
+/// Protocol (T1): a program sets the block bits first, then the state bits with QUEUED; who sets QUEUED puts the index into the
+/// ring. The engine clears the state first and takes the block bits afterwards. So a bit is either taken now, or its
+/// slot is queued again.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    /// Inode number, or `SLOT_EMPTY`, `SLOT_GONE`.
+    pub ino: u64,
+    /// `QUEUED` .. `MAPPED`.
+    pub state: u64,
+    /// Words of BLOCKS that continue `blocks`: first word << 32 | number of words.
+    pub more: u64,
+    /// A bit for each of the first `INLINE_BLOCKS` blocks.
+    pub blocks: [u64; INLINE_WORDS],
+}
+
+/// What the calls held on one CPU felt since the engine last cleared it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuStop {
+    /// Calls that spun.
+    pub spins: u64,
+    /// The longest spin, in nanoseconds (G6).
+    pub longest: u64,
+    /// Calls that went on because the deadline had passed (G2, G3).
+    pub expired: u64,
+    /// Padding.
+    pub _pad: [u64; 5],
+}
+
+/// Where the running kernel keeps what the programs read: byte offsets, resolved from its BTF by the engine.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `inode.i_ino`
+    pub inode_ino: u32,
+    /// `inode.i_sb`
+    pub inode_sb: u32,
+    /// `inode.i_mapping`
+    pub inode_mapping: u32,
+    /// `inode.i_dio_count`
+    pub inode_dio_count: u32,
+    /// `super_block.s_dev`
+    pub sb_dev: u32,
+    /// `address_space.host`
+    pub mapping_host: u32,
+    /// `address_space.i_mmap_writable`
+    pub mapping_writable: u32,
+    /// `folio.index`
+    pub folio_index: u32,
+    /// `folio.flags`
+    pub folio_flags: u32,
+    /// `folio._flags_1`, whose low byte is the order of a large folio
+    pub folio_flags_1: u32,
+    /// Bit number of `PG_head`; `NONE`: the order cannot be told and 2 MiB are assumed
+    pub folio_head_bit: u32,
+    /// `kiocb.ki_filp`
+    pub kiocb_file: u32,
+    /// `kiocb.ki_pos`
+    pub kiocb_pos: u32,
+    /// `iov_iter.count`
+    pub iter_count: u32,
+    /// `iov_iter.data_source`: not 0 for a write
+    pub iter_source: u32,
+    /// `iomap_iter.inode`
+    pub iomap_inode: u32,
+    /// `iomap_iter.pos`
+    pub iomap_pos: u32,
+    /// `iomap_iter.len`
+    pub iomap_len: u32,
+    /// `iomap_iter.flags`
+    pub iomap_flags: u32,
+    /// `xfs_inode.i_vnode`
+    pub xfs_vnode: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `task_struct.nsproxy`
+    pub task_nsproxy: u32,
+    /// `task_struct.files`
+    pub task_files: u32,
+    /// `task_struct.thread_info.status`: bit 1 is TS_COMPAT on x86; `NONE` elsewhere
+    pub task_status: u32,
+    /// `nsproxy.mnt_ns`
+    pub nsproxy_mnt: u32,
+    /// `mnt_namespace.ns.inum`
+    pub mnt_inum: u32,
+    /// `files_struct.fdt`
+    pub files_fdt: u32,
+    /// `fdtable.fd`
+    pub fdt_fd: u32,
+    /// `fdtable.max_fds`
+    pub fdt_max: u32,
+    /// The system call's arguments in `pt_regs`
+    pub regs_args: [u32; 6],
+}
+
+/// An offset the running kernel does not have.
+pub const NONE: u32 = u32::MAX;
+
+/// What the programs are told once, when they are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// `super_block.s_dev` of the upper's file system.
+    pub upper_device: u32,
+    /// Number of slots minus one; the number is a power of two.
+    pub slot_mask: u32,
+    /// Number of words in BLOCKS.
+    pub block_words: u32,
+    /// Number of the mmap call's flag for shared mappings (MAP_SHARED and MAP_SHARED_VALIDATE have bit 0).
+    pub map_shared: u32,
+    /// Open flags that ask for writing.
+    pub open_write: u32,
+    /// Fault to plant, for tests of the invariants: 0: none; see the `FAULT_` constants.
+    pub fault: u32,
+}
+
+/// A planted fault: one event in 16 is dropped (a broken T1; T6 must notice).
+pub const FAULT_DROP_EVENTS: u32 = 1;
+/// A planted fault: calls are not counted (a broken drain; the causality test must notice).
+pub const FAULT_NO_COUNT: u32 = 2;
+/// A planted fault: the fence never holds anybody.
+pub const FAULT_NO_FENCE: u32 = 3;
+
+/// The home of an inode number in a table of `mask + 1` slots (Fibonacci hashing).
+#[inline(always)]
+#[must_use]
+pub const fn home(ino: u64, mask: u32) -> u32 {
+    ((ino.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32) & mask
+}
+
+const _: () = assert!(size_of::<Slot>() == 64);
+const _: () = assert!(size_of::<CpuStop>() == 64);
+const _: () = assert!(size_of::<Line>() == 64);
+const _: () = assert!(size_of::<TargetId>() == 24);
+const _: () = assert!(size_of::<Control>() == 64 + 24 * MAX_TARGETS + 4 * 64 + 64);
+const _: () = assert!(size_of::<Control>() <= 4096);

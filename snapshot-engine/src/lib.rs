@@ -12,7 +12,19 @@
 
 pub mod capture;
 pub mod chunk;
+pub mod container;
+pub mod demo;
+pub mod freeze;
 pub mod image;
 pub mod kernel;
 pub mod model;
+pub mod pipeline;
 pub mod rafs;
+mod seamless;
+pub mod store;
+pub mod telemetry;
+pub mod track;
+
+pub use model::options::CommitOptions;
+pub use seamless::{SeamlessSnapshot, SnapshotResult};
+pub use store::{SnapshotId, SnapshotStatus, State};

@@ -1,1 +1,11 @@
-fn main() {}
+//! The command `snapshot-engine`: a thin shell over the library. See `cli`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A demo container's init is this program again; it never returns from here.
+    snapshot_engine::demo::init_if_asked();
+    cli::main()
+}

@@ -233,7 +233,7 @@ fn reap(
     let mut done: HashMap<usize, usize> = HashMap::new();
     while ring.in_flight() > 0 {
         ring.wait().map_err(ChunkError::Ring)?;
-        while let Some(completion) = ring.next() {
+        while let Some(completion) = ring.completed() {
             let i = completion.user as usize;
             let Some(unit) = units.get(i) else { return Err(ChunkError::Worker) };
             let failed = |source| ChunkError::Read { path: shared.path(unit.file), source };

@@ -91,6 +91,13 @@ pub struct Dir {
     fd: OwnedFd,
 }
 
+impl From<OwnedFd> for Dir {
+    /// A directory that is open already.
+    fn from(fd: OwnedFd) -> Dir {
+        Dir { fd }
+    }
+}
+
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -169,13 +176,17 @@ impl Dir {
     /// # Errors
     /// As `getdents64(2)`.
     pub fn entries(&self) -> io::Result<Vec<Entry>> {
+        self.entries_at_most(usize::MAX)
+    }
+
+    /// As [`entries`](Dir::entries), but gives up soon after `limit` of them: more are returned than that, but not all.
+    ///
+    /// # Errors
+    /// As `getdents64(2)`.
+    pub fn entries_at_most(&self, limit: usize) -> io::Result<Vec<Entry>> {
         // A descriptor of its own, so that the position of this one is never shared.
-        let fd = rustix::fs::openat(
-            &self.fd,
-            c".",
-            READ.difference(OFlags::NOATIME) | OFlags::DIRECTORY,
-            Mode::empty(),
-        )?;
+        // O_NOATIME: an access time that changed would look like a change of the directory to the tracker.
+        let fd = self.openat(c".", READ | OFlags::DIRECTORY)?;
         let mut entries = Vec::new();
         let mut buffer = Vec::with_capacity(64 << 10);
         let mut raw = rustix::fs::RawDir::new(fd, buffer.spare_capacity_mut());
@@ -190,6 +201,9 @@ impl Dir {
                 ino: entry.ino(),
                 kind: file_type_to_dt(entry.file_type()),
             });
+            if entries.len() > limit {
+                break;
+            }
         }
         Ok(entries)
     }
@@ -239,24 +253,63 @@ pub fn xattrs_fd(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
     xattrs(|list| rustix::fs::flistxattr(fd, list), |key, value| rustix::fs::fgetxattr(fd, key, value))
 }
 
+/// Opens for reading what an `O_PATH` descriptor stands for. The caller has looked at its type with [`stat_fd`] before: so nothing but
+/// a regular file or a directory is ever opened for reading, whatever the container puts under the name meanwhile (opening a
+/// device may reset it, opening a FIFO lets a writer go on that was waiting for a reader).
+///
+/// # Errors
+/// As `open(2)`.
+pub fn reopen(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let path = in_proc(fd, None);
+    // The last component is a magic link, which O_NOFOLLOW would refuse.
+    let flags = READ.difference(OFlags::NOFOLLOW);
+    match rustix::fs::open(&path, flags, Mode::empty()) {
+        Err(Errno::PERM) => Ok(rustix::fs::open(&path, flags.difference(OFlags::NOATIME), Mode::empty())?),
+        fd => Ok(fd?),
+    }
+}
+
+/// Every extended attribute of what an `O_PATH` descriptor stands for, sorted by name. Of a symbolic link these are the link's
+/// own: a magic link in `/proc` jumps to the inode and is not followed any further (`nd_jump_link`, fs/namei.c).
+///
+/// # Errors
+/// As `listxattr(2)` and `getxattr(2)`; a file system without attributes has none.
+pub fn xattrs_path(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
+    let path = in_proc(fd, None);
+    xattrs(|list| rustix::fs::listxattr(&path, list), |key, value| rustix::fs::getxattr(&path, key, value))
+}
+
+/// The target of the symbolic link an `O_PATH` descriptor stands for.
+///
+/// # Errors
+/// As `readlinkat(2)`.
+pub fn read_link_fd(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(fd, c"", Vec::with_capacity(256))?.into_bytes())
+}
+
 fn statx(fd: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Stat> {
-    let s = rustix::fs::statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
-    let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
-    Ok(Stat {
-        ino: s.stx_ino,
-        dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
-        mode: u32::from(s.stx_mode),
-        nlink: s.stx_nlink,
-        uid: s.stx_uid,
-        gid: s.stx_gid,
-        rdev: rustix::fs::makedev(s.stx_rdev_major, s.stx_rdev_minor),
-        size: s.stx_size,
-        blocks: s.stx_blocks,
-        atime: time(s.stx_atime),
-        mtime: time(s.stx_mtime),
-        ctime: time(s.stx_ctime),
-        btime: if s.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { time(s.stx_btime) },
-    })
+    Ok(Stat::from(&rustix::fs::statx(fd, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+}
+
+impl From<&rustix::fs::Statx> for Stat {
+    fn from(s: &rustix::fs::Statx) -> Stat {
+        let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
+        Stat {
+            ino: s.stx_ino,
+            dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
+            mode: u32::from(s.stx_mode),
+            nlink: s.stx_nlink,
+            uid: s.stx_uid,
+            gid: s.stx_gid,
+            rdev: rustix::fs::makedev(s.stx_rdev_major, s.stx_rdev_minor),
+            size: s.stx_size,
+            blocks: s.stx_blocks,
+            atime: time(s.stx_atime),
+            mtime: time(s.stx_mtime),
+            ctime: time(s.stx_ctime),
+            btime: if s.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { time(s.stx_btime) },
+        }
+    }
 }
 
 /// The path of a descriptor, or of a name in it, in `/proc/self/fd`: for calls that have no `*at` form. Only the last component

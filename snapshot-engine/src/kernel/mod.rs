@@ -5,4 +5,13 @@
 #![expect(unsafe_code, reason = "raw system calls and shared memory live here and nowhere else")]
 
 pub mod beneath;
+pub mod directory;
+pub mod perf;
+pub mod process;
+pub mod scheduling;
+pub mod shared;
+pub mod signals;
 pub mod uring;
+pub mod watchdog;
+pub mod words;
+pub mod writeback;

@@ -1,7 +1,7 @@
 //! One io_uring with a pool of registered buffers: the bulk-data path of capture and chunking.
 //!
 //! ```text
-//!   take() -> Buf --read()/write()--> kernel --next()--> Completion { buf, result } --> release()
+//!   take() -> Buf --read()/write()--> kernel --completed()--> Completion { buf, result } --> release()
 //! ```
 //!
 //! A [`Buf`] is a token for one registered buffer. It is neither `Clone` nor `Copy`: submitting moves it into
@@ -110,7 +110,7 @@ impl Ring {
         self.free.push(buf);
     }
 
-    /// Requests submitted and not yet returned by [`Ring::next`].
+    /// Requests submitted and not yet returned by [`Ring::completed`].
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pending
@@ -219,7 +219,11 @@ impl Ring {
     }
 
     /// The next finished request that is there, without waiting.
-    pub fn next(&mut self) -> Option<Completion> {
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "None means not yet, not the end, so it is no iterator"
+    )]
+    pub fn completed(&mut self) -> Option<Completion> {
         let entry = self.uring.completion().next()?;
         let index = usize::try_from(entry.user_data()).ok()?;
         let user = self.in_flight.get_mut(index)?.take()?;
@@ -240,7 +244,7 @@ impl Drop for Ring {
                 // The pool is leaked rather than unmapped under requests that may still run.
                 return;
             }
-            while self.next().is_some() {}
+            while self.completed().is_some() {}
         }
         // SAFETY: the mapping made in `new`; no request is in flight and no borrow of it outlives `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.pool.as_ptr().cast(), self.pool_len) };
@@ -271,7 +275,7 @@ mod tests {
                 at += len;
             }
             ring.wait()?;
-            while let Some(Completion { user, buf, result }) = ring.next() {
+            while let Some(Completion { user, buf, result }) = ring.completed() {
                 let n = result? as usize;
                 if user & (1 << 63) == 0 {
                     ring.write(copy.as_fd(), user, buf, 0, n, user | 1 << 63)?;

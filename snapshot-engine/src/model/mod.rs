@@ -2,5 +2,15 @@
 
 pub mod chunk;
 pub mod dirty;
+pub mod fault;
+pub mod nanos;
+pub mod options;
 pub mod overlay;
+pub mod paths;
+pub mod pid;
+pub mod progress;
+pub mod reference;
+pub mod residual;
+pub mod snapshot;
+pub mod target;
 pub mod tree;

@@ -1,0 +1,274 @@
+//! What can be given on the command line. The bounds are checked by `CommitOptions::validate`, the one place for them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use snapshot_engine::model::nanos::Nanos;
+use snapshot_engine::model::options::{
+    CommitOptions, Compressor, Digest, GateChoice, TrackerChoice, parse_size,
+};
+use snapshot_engine::model::reference::ContainerRef;
+use snapshot_engine::model::target::ImageTarget;
+
+/// Snapshots of running containers, cut in microseconds.
+#[derive(Debug, Parser)]
+#[command(name = "snapshot-engine", version, propagate_version = true, subcommand_required = true)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 general, 2 arguments, 3 no such container, 4 permission, 5 network, \
+                        130 and 143 interrupted"
+)]
+pub(crate) struct Cli {
+    /// How the result is printed on stdout; with json, an error is JSON too, on stderr
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Format,
+    /// Log more, on stderr (-v, -vv, -vvv); RUST_LOG decides where it is set
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// No progress bar, and only errors in the log
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How the result is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Format {
+    /// The format asked for, of arguments that could not be understood.
+    pub(crate) fn sniff(args: &[OsString]) -> Format {
+        let json = args.iter().any(|a| a == "--output=json")
+            || args.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
+        if json { Format::Json } else { Format::Text }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make an image of a running container without stopping it
+    ///
+    /// The command returns once the frozen upperdir is durable; a background process makes the image. `status` and `list` show how far it is.
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine seamless-commit --container web --target oci:/var/lib/images:web-1\n  \
+        snapshot-engine seamless-commit --pid 4711 --target oci:images:db --wait --compressor none\n  \
+        snapshot-engine seamless-commit --container db --target oci:images:db --gate fence --max-pause 100us --output json")]
+    SeamlessCommit(SeamlessCommit),
+    /// The same in short: commit CONTAINER TARGET
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine commit web oci:/var/lib/images:web-1\n  \
+        snapshot-engine commit pid:4711 oci:images:db --wait")]
+    Commit(Commit),
+    /// Show how far a snapshot is
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine status snapshot-1752857512540089368\n  \
+        snapshot-engine status 17528575 --output json")]
+    Status(OneSnapshot),
+    /// List the snapshots of a work directory
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  \
+        snapshot-engine list\n  \
+        snapshot-engine list --work-dir /var/lib/snapshots --output json"
+    )]
+    List(Place),
+    /// Finish the image of an interrupted or failed snapshot
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine resume 17528575\n  \
+        snapshot-engine resume snapshot-1752857512540089368 --wait")]
+    Resume(Resume),
+    /// Remove a snapshot and its frozen upperdir; its image stays
+    #[command(
+        visible_alias = "rm",
+        after_help = "Examples:\n  \
+        snapshot-engine remove snapshot-1752857512540089368"
+    )]
+    Remove(OneSnapshot),
+    /// Show the pauses of all snapshots of a work directory, by gate
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine stats\n  \
+        snapshot-engine stats --output json")]
+    Stats(Place),
+    /// Print the completions of a shell
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine completions bash > /etc/bash_completion.d/snapshot-engine\n  \
+        snapshot-engine completions zsh > /usr/share/zsh/site-functions/_snapshot-engine")]
+    Completions(Completions),
+    /// Print the manual page, or write all pages to a directory
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine man | man -l -\n  \
+        snapshot-engine man /usr/local/share/man/man1")]
+    Man(Man),
+    /// Finishes an image; started by the engine itself.
+    #[command(name = snapshot_engine::pipeline::background::COMMAND, hide = true)]
+    Background(OneSnapshot),
+}
+
+/// Where snapshots are.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// Where snapshots are kept
+    #[arg(long, value_name = "DIR", env = "SNAPSHOT_ENGINE_WORK_DIR", default_value = "/tmp", value_hint = ValueHint::DirPath)]
+    pub(crate) work_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneSnapshot {
+    /// The snapshot's id, or an unambiguous beginning of it, with or without `snapshot-`
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    #[command(flatten)]
+    pub(crate) one: OneSnapshot,
+    /// Make the image in this process and show the progress
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Write a page for each command here instead of printing the main one
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("who").required(true).args(["container", "pid"]))]
+pub(crate) struct SeamlessCommit {
+    /// The container: its name or id
+    #[arg(long, value_name = "CONTAINER")]
+    container: Option<ContainerRef>,
+    /// Any process of the container, instead of --container
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Option<u32>,
+    /// Where the image goes: oci:DIR:TAG, an OCI image layout
+    #[arg(long, value_name = "TARGET")]
+    target: ImageTarget,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Commit {
+    /// The container: its name or id, or pid:N for any process of it
+    #[arg(value_name = "CONTAINER")]
+    container: ContainerRef,
+    /// Where the image goes: oci:DIR:TAG, an OCI image layout
+    #[arg(value_name = "TARGET")]
+    target: ImageTarget,
+    #[command(flatten)]
+    how: How,
+}
+
+/// A commit, whichever command asked for it.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) container: ContainerRef,
+    pub(crate) target: ImageTarget,
+    pub(crate) wait: bool,
+    pub(crate) options: CommitOptions,
+}
+
+impl From<SeamlessCommit> for Wanted {
+    fn from(args: SeamlessCommit) -> Self {
+        // clap has seen to it that one of the two is there.
+        let container = args.container.unwrap_or(ContainerRef::Pid(args.pid.unwrap_or_default()));
+        args.how.wanted(container, args.target)
+    }
+}
+
+impl From<Commit> for Wanted {
+    fn from(args: Commit) -> Self {
+        args.how.wanted(args.container, args.target)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct How {
+    /// Make the image in this process and show the progress
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    place: Place,
+    /// RAFS version of the image
+    #[arg(long, value_name = "6", default_value_t = 6)]
+    fs_version: u32,
+    /// How chunks are compressed: none, lz4_block, zstd
+    #[arg(long, value_name = "KIND", default_value_t = Compressor::Lz4Block)]
+    compressor: Compressor,
+    /// How chunks are named: blake3, sha256
+    #[arg(long, value_name = "KIND", default_value_t = Digest::Blake3)]
+    digest: Digest,
+    /// Size of a chunk: a power of two from 4KiB to 16MiB
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_size)]
+    chunk_size: u64,
+    /// What may hold writers back during the cut: auto, none, fence, freezer
+    #[arg(long, value_name = "GATE", default_value_t = GateChoice::Auto)]
+    gate: GateChoice,
+    /// Whether writes are tracked: auto, or none for one long, honest pause
+    #[arg(long, value_name = "TRACKER", default_value_t = TrackerChoice::Auto)]
+    tracker: TrackerChoice,
+    /// The longest pause allowed: an attempt that would take longer is abandoned (500us, 1ms, 2s)
+    #[arg(long, value_name = "DURATION", default_value = "1ms")]
+    max_pause: Nanos,
+    /// The most rounds of pre-copy
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    maximum_times: u32,
+    /// Threads that make the image
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    background_workers: u32,
+    /// Replace the target if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Keep the frozen upperdir when the image is complete (until `remove`)
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true")]
+    keep_frozen: bool,
+    /// A remark for the image's history
+    #[arg(long, value_name = "TEXT")]
+    message: Option<String>,
+    /// Who made the image
+    #[arg(long, value_name = "NAME")]
+    author: Option<String>,
+}
+
+impl How {
+    fn wanted(self, container: ContainerRef, target: ImageTarget) -> Wanted {
+        let options = CommitOptions {
+            work_dir: self.place.work_dir,
+            fs_version: self.fs_version,
+            compressor: self.compressor,
+            digest: self.digest,
+            chunk_size: self.chunk_size,
+            gate: self.gate,
+            tracker: self.tracker,
+            max_pause: self.max_pause,
+            maximum_times: self.maximum_times,
+            background_workers: self.background_workers,
+            overwrite: self.overwrite,
+            keep_frozen: self.keep_frozen,
+            message: self.message,
+            author: self.author,
+        };
+        Wanted { container, target, wait: self.wait, options }
+    }
+}

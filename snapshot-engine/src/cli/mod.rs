@@ -1,0 +1,106 @@
+//! The command line: one file a command.
+//!
+//! ```text
+//!   main -> args (clap) -> one command -> Out (text or JSON on stdout)
+//!                              '-> Fault -> exit::report (once, on stderr) -> exit::code
+//! ```
+//!
+//! stdout carries the result and nothing else; progress, the log and errors go to stderr. With `--output json` the result is one JSON document on
+//! stdout, and an error is one JSON document on stderr (`{"error": .., "causes": [..], "help": .., "exit_code": ..}`), with stdout empty.
+
+mod args;
+mod background;
+mod commit;
+mod completions;
+mod exit;
+mod list;
+mod man;
+mod out;
+mod progress;
+mod remove;
+mod resume;
+mod stats;
+mod status;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use snapshot_engine::model::fault::Fault;
+use snapshot_engine::telemetry::{self, Verbosity};
+
+use args::{Cli, Command, Format};
+use out::Out;
+
+/// What a command returns: any error that knows its class and remedy.
+pub(crate) type Result<T = ()> = std::result::Result<T, Failed>;
+
+/// Any fault, on its way to `exit`.
+#[derive(Debug)]
+pub(crate) struct Failed(Box<dyn Fault>);
+
+/// An error of the command line itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot write the result")]
+    Output(#[source] std::io::Error),
+    #[error("cannot write {}", .0.display())]
+    File(std::path::PathBuf, #[source] std::io::Error),
+    #[error("cannot make JSON of the result")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Fault for Error {
+    fn class(&self) -> snapshot_engine::model::fault::Class {
+        match self {
+            Error::Output(e) | Error::File(_, e) => snapshot_engine::model::fault::class_of_io(e),
+            Error::Json(_) => snapshot_engine::model::fault::Class::General,
+        }
+    }
+}
+
+impl<E: Fault> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Failed(Box::new(error))
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match Cli::try_parse_from(&args) {
+        Ok(cli) => {
+            telemetry::init(Verbosity(if cli.quiet { -1 } else { cli.verbose.min(3).cast_signed() }));
+            let format = cli.output;
+            match run(cli) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => exit::report(&*e.0, format),
+            }
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // A reader that has seen enough (`| head`) is no error.
+            let _ = e.print();
+            ExitCode::SUCCESS
+        }
+        Err(e) => exit::report_usage(&e, Format::sniff(&args)),
+    }
+}
+
+fn run(cli: Cli) -> Result {
+    let out = Out::new(cli.output);
+    match cli.command {
+        Command::SeamlessCommit(args) => commit::run(args.into(), &out, cli.quiet),
+        Command::Commit(args) => commit::run(args.into(), &out, cli.quiet),
+        Command::Status(args) => status::run(&args, &out),
+        Command::List(args) => list::run(&args, &out),
+        Command::Resume(args) => resume::run(&args, &out, cli.quiet),
+        Command::Remove(args) => remove::run(&args, &out),
+        Command::Stats(args) => stats::run(&args, &out),
+        Command::Completions(args) => completions::run(&args, &out),
+        Command::Man(args) => man::run(&args, &out),
+        Command::Background(args) => background::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests;

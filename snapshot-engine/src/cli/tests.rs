@@ -1,0 +1,112 @@
+use clap::CommandFactory;
+use snapshot_engine::model::nanos::{Nanos, Span};
+use snapshot_engine::model::options::CommitOptions;
+use snapshot_engine::model::reference::ContainerRef;
+use snapshot_engine::model::snapshot::Gate;
+use snapshot_engine::{SnapshotResult, State};
+
+use super::args::{Cli, Command, Wanted};
+use super::*;
+
+fn wanted(args: &[&str]) -> std::result::Result<Wanted, clap::Error> {
+    let cli = Cli::try_parse_from(std::iter::once(&"snapshot-engine").chain(args))?;
+    Ok(match cli.command {
+        Command::SeamlessCommit(args) => args.into(),
+        Command::Commit(args) => args.into(),
+        other => panic!("{other:?}"),
+    })
+}
+
+#[test]
+fn clap_finds_no_contradiction() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_visible_command_has_examples() {
+    for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(after.contains("Examples:") && after.contains("snapshot-engine"), "{}", command.get_name());
+    }
+}
+
+#[test]
+fn the_defaults_are_the_librarys() {
+    let long =
+        wanted(&["seamless-commit", "--container", "web", "--target", "oci:/i:t", "--work-dir", "/tmp"])
+            .unwrap();
+    assert_eq!(long.options, CommitOptions::default());
+    assert!(!long.wait);
+    let short = wanted(&["commit", "web", "oci:/i:t", "--work-dir", "/tmp"]).unwrap();
+    assert_eq!((short.container, short.target, short.options), (long.container, long.target, long.options));
+}
+
+#[test]
+fn containers_and_pids() {
+    let pid = wanted(&["seamless-commit", "--pid", "7", "--target", "oci:/i:t"]).unwrap();
+    assert_eq!(pid.container, ContainerRef::Pid(7));
+    assert_eq!(wanted(&["commit", "pid:7", "oci:/i:t"]).unwrap().container, ContainerRef::Pid(7));
+    for bad in [
+        &["seamless-commit", "--target", "oci:/i:t"][..],
+        &["seamless-commit", "--pid", "7", "--container", "c", "--target", "oci:/i:t"],
+        &["seamless-commit", "--pid", "0", "--target", "oci:/i:t"],
+        &["seamless-commit", "--container", "c"],
+        &["commit", "c", "docker://x/y"],
+        &["commit", "c", "oci:/i:t", "--gate", "wall"],
+        &["commit", "c", "oci:/i:t", "--max-pause", "1"],
+    ] {
+        assert!(wanted(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn options_arrive() {
+    let args =
+        "commit c oci:/i:t --max-pause 500us --chunk-size 64KiB --compressor zstd --keep-frozen=false --wait";
+    let w = wanted(&args.split(' ').collect::<Vec<_>>()).unwrap();
+    assert_eq!((w.options.max_pause, w.options.chunk_size), (Nanos(500_000), 64 << 10));
+    assert_eq!((w.options.compressor.word(), w.options.keep_frozen, w.wait), ("zstd", false, true));
+}
+
+#[test]
+fn the_text_of_a_commit_is_exact() {
+    let span = |ns| Span::from(Nanos(ns));
+    let result = SnapshotResult {
+        snapshot_id: "snapshot-1752857512540089368".parse().unwrap(),
+        container: "web".into(),
+        target: "oci:/i:t".into(),
+        state: State::Pending,
+        pause_time: span(6_400),
+        total_time: span(1),
+        old_upper_dir: "/old".into(),
+        new_upper_dir: "/new".into(),
+        gate: Gate::Fence,
+        attempts: 1,
+        longest_stop: span(6_100),
+        rounds: 1,
+        residual_inodes: 0,
+        residual_bytes: 0,
+        voided: 0,
+        tracker_misses: 0,
+        image: None,
+        timings: vec![],
+    };
+    assert_eq!(
+        commit::text(&result) + commit::COMPLETED,
+        "Seamless snapshot created successfully:\n  \
+           Snapshot ID: snapshot-1752857512540089368\n  \
+           Pause Time: 6.4us (gate: fence, attempts: 1, longest stop of a task: 6.1us)\n  \
+           Old Upper Dir: /old\n  \
+           New Upper Dir: /new\n\
+         Background commit processing started for snapshot: snapshot-1752857512540089368\n\
+         Background processing completed successfully.\n"
+    );
+}
+
+#[test]
+fn json_is_meant_even_where_the_arguments_are_wrong() {
+    let sniff = |args: &[&str]| Format::sniff(&args.iter().map(OsString::from).collect::<Vec<_>>());
+    assert_eq!(sniff(&["x", "--output", "json", "nonsense"]), Format::Json);
+    assert_eq!(sniff(&["x", "--output=json"]), Format::Json);
+    assert_eq!(sniff(&["x", "json"]), Format::Text);
+}

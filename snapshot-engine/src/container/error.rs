@@ -1,0 +1,119 @@
+//! Why a container cannot be a target, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::model::pid::Pid;
+
+/// Why a reference did not become a target.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing has this name, id or process number.
+    #[error(
+        "no running container matches {reference:?}; looked at {looked}; \
+         name a container, at least 3 characters of its id, or the process number of its init",
+        looked = .looked.join(", ")
+    )]
+    NotFound {
+        /// What was asked for.
+        reference: String,
+        /// The places that were searched.
+        looked: Vec<String>,
+    },
+    /// Several containers match.
+    #[error("{reference:?} matches several containers: {}; give more characters of the id", .candidates.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        reference: String,
+        /// `runtime:id (pid)` of each match.
+        candidates: Vec<String>,
+    },
+    /// The runtime knows the container, its init is gone.
+    #[error(
+        "container {reference:?} is not running (its init, process {init}, is gone); \
+         start it again, or remove its stale state in {state}", state = .state.display()
+    )]
+    NotRunning {
+        /// What was asked for.
+        reference: String,
+        /// The init the state names; 0 when it names none.
+        init: Pid,
+        /// Where the runtime keeps that state.
+        state: PathBuf,
+    },
+    /// The root file system is not an overlay.
+    #[error(
+        "the root of process {init} is {fs_type}, not an overlay: only containers with an overlayfs writable layer can be \
+         snapshotted; use the runtime's overlay storage driver (overlay2, overlayfs) instead"
+    )]
+    NotOverlay {
+        /// The container's init.
+        init: Pid,
+        /// What its root is.
+        fs_type: String,
+    },
+    /// The overlay has no writable layer.
+    #[error(
+        "the root overlay of process {init} is read-only (it has no upperdir): there is nothing to snapshot; start the container with a writable root"
+    )]
+    ReadOnlyOverlay {
+        /// The container's init.
+        init: Pid,
+    },
+    /// The writable layer lies on another overlay.
+    #[error(
+        "the upperdir {upper} lies itself on an overlay (a container in a container): run the engine in the outer host on the outer container, \
+         or give the inner runtime a data directory on a volume", upper = .upper.display()
+    )]
+    NestedUpper {
+        /// The upperdir.
+        upper: PathBuf,
+    },
+    /// The writable layer is not where the mount says.
+    #[error(
+        "the upperdir {upper} of process {init} was not found in any reachable mount namespace ({detail}); \
+         run the engine in the mount namespace of the container's runtime (nsenter -m -t <its pid>)", upper = .upper.display()
+    )]
+    UpperMissing {
+        /// The container's init.
+        init: Pid,
+        /// The path as the mount options have it.
+        upper: PathBuf,
+        /// What was found instead.
+        detail: String,
+    },
+    /// The kernel refused access.
+    #[error("no permission for {path}: run the engine as root, with CAP_SYS_PTRACE and CAP_SYS_ADMIN", path = .path.display())]
+    Permission {
+        /// What could not be read.
+        path: PathBuf,
+    },
+    /// A runtime's state file makes no sense.
+    #[error("{path} is not a state file of {runtime}: {detail}; is that runtime's version supported?", path = .path.display())]
+    State {
+        /// The runtime it belongs to.
+        runtime: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Anything else the kernel said.
+    #[error("{path}: {source}", path = .path.display())]
+    Io {
+        /// What was being read.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Wraps an I/O error with its path; refusals become [`Error::Permission`].
+    pub(crate) fn io(path: &Path, source: io::Error) -> Error {
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Error::Permission { path: path.to_owned() },
+            _ => Error::Io { path: path.to_owned(), source },
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Containers of crun.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{Candidate, Resolver, matching};
+use crate::container::config::Config;
+use crate::container::error::Error;
+use crate::container::process;
+use crate::model::pid::Pid;
+
+/// Reads `ROOT/ID/status`.
+pub(super) struct Crun {
+    pub(super) roots: Vec<PathBuf>,
+}
+
+/// The part of `status` that is read here (crun, `src/libcrun/status.c`).
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Status {
+    pid: u32,
+    #[serde(default)]
+    process_start_time: u64,
+    bundle: Option<PathBuf>,
+}
+
+impl Resolver for Crun {
+    fn name(&self) -> &'static str {
+        "crun"
+    }
+
+    fn find(&self, reference: &str) -> Result<Vec<Candidate>, Error> {
+        let mut found = Vec::new();
+        for root in &self.roots {
+            for (id, file, exact) in matching(root, "status", reference) {
+                let text = match fs::read(&file) {
+                    Ok(text) => text,
+                    Err(e) if process::is_gone(&e) => continue,
+                    Err(e) => return Err(Error::io(&file, e)),
+                };
+                let status: Status = serde_json::from_slice(&text).map_err(|e| Error::State {
+                    runtime: self.name(),
+                    path: file.clone(),
+                    detail: e.to_string(),
+                })?;
+                found.push(Candidate {
+                    runtime: self.name(),
+                    id,
+                    name: None,
+                    init: Pid(status.pid),
+                    start: (status.process_start_time != 0).then_some(status.process_start_time),
+                    state: file,
+                    config: status.bundle.as_deref().and_then(Config::from_bundle),
+                    exact,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    fn places(&self) -> Vec<String> {
+        self.roots.iter().map(|r| r.display().to_string()).collect()
+    }
+}

@@ -1,0 +1,326 @@
+//! Which gate is tried, how often, and when another pre-copy round is the better idea.
+//!
+//! ```text
+//!   look ahead: take what is dirty now, estimate ── too long ──► another round (G5)
+//!        │
+//!        ├─ none:    at most `none_tries` looks, nobody is held
+//!        ├─ fence:   at most `fence_tries`, `pause` apart: a writer that was descheduled inside its call needs a core to leave it
+//!        └─ freezer: once more with everybody stopped
+//!   Cold, TooMuch, Deadline end the attempts at once: a round makes them succeed
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use super::arena::Arena;
+use super::estimate::{Estimate, Work};
+use super::freezer::Freezer;
+use super::gate::{Abandoned, Gate, Pause};
+use super::reader::{Hot, take};
+use super::window::{Hold, Moment, Window};
+use crate::kernel::scheduling::RealTime;
+use crate::model::options::GateChoice;
+use crate::track::Tracker;
+use crate::track::slots::SlotIndex;
+
+/// How windows are attempted.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Which gates may be used.
+    pub choice: GateChoice,
+    /// The longest window.
+    pub budget: Duration,
+    /// How long calls under way may take to end under the fence.
+    pub drain: Duration,
+    /// Looks without a gate.
+    pub none_tries: u32,
+    /// Attempts with the fence.
+    pub fence_tries: u32,
+    /// Between two attempts.
+    pub pause: Duration,
+    /// For tests: see [`Window::probe`].
+    pub probe: Option<fn(Moment)>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            choice: GateChoice::Auto,
+            budget: Duration::from_millis(1),
+            drain: Duration::from_micros(15),
+            none_tries: 3,
+            fence_tries: 20,
+            pause: Duration::from_micros(50),
+            probe: None,
+        }
+    }
+}
+
+/// A held writer spins with preemption off: no longer than this, whatever the budget.
+pub const FENCE_MAX: Duration = Duration::from_millis(2);
+
+/// What the target allows right now.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowed<'a> {
+    /// Somebody could store without a call (a shared mapping, io_uring), or could not be counted: none and fence cannot hold him.
+    pub freezer_only: bool,
+    /// The container's freezer, if it has one of its own.
+    pub freezer: Option<&'a Freezer>,
+}
+
+/// How attempts ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is a cut: the residual is in the arena.
+    Cut(Pause),
+    /// Not now: another pre-copy round, then again.
+    Round(Abandoned),
+    /// No gate that may be used could do it.
+    NoGate(Abandoned),
+}
+
+/// The attempts for one snapshot.
+#[derive(Debug)]
+pub struct Attempts {
+    policy: Policy,
+    arena: Arena,
+    estimate: Estimate,
+    /// Windows attempted so far.
+    pub count: u32,
+    /// Why attempts were abandoned, by gate.
+    pub abandoned: BTreeMap<(Gate, String), u32>,
+    /// The stops of abandoned attempts: the container felt them too (G6).
+    pub stops: Vec<(Gate, Duration)>,
+    cpus: usize,
+}
+
+/// Bytes the arena has for a budget: what can be read in it, and no less than 4 MiB.
+fn arena_size(budget: Duration) -> usize {
+    usize::try_from(budget.as_micros().saturating_mul(16 << 10))
+        .unwrap_or(usize::MAX)
+        .clamp(4 << 20, 256 << 20)
+}
+
+impl Attempts {
+    /// Makes everything ready for windows on a tracker.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new(policy: Policy, tracker: &Tracker) -> io::Result<Attempts> {
+        Ok(Attempts {
+            policy,
+            arena: Arena::new(arena_size(policy.budget), tracker.slots().len())?,
+            estimate: Estimate::default(),
+            count: 0,
+            abandoned: BTreeMap::new(),
+            stops: Vec::new(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from).max(online_cpus()),
+        })
+    }
+
+    /// What was captured.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Tries for a cut. On return no gate is up, with every outcome; unless it is `Cut`, everything that was dirty still is (T3).
+    ///
+    /// # Errors
+    /// When the freezer cannot be armed.
+    pub fn run(&mut self, tracker: &mut Tracker, hot: &Hot<'_>, allowed: Allowed<'_>) -> io::Result<Outcome> {
+        // Best effort; see RealTime::raise.
+        let _priority = RealTime::raise();
+        let one_cpu = std::thread::available_parallelism().map_or(1, usize::from) < 2;
+        let mut last = Abandoned::Mapped;
+        let mut gates: Vec<(Hold<'_>, u32)> = Vec::new();
+        if !allowed.freezer_only {
+            gates.push((Hold::None, self.policy.none_tries));
+            // A spinning writer would keep the engine off a single CPU.
+            if !one_cpu {
+                gates.push((Hold::Fence, self.policy.fence_tries));
+            }
+        }
+        if let Some(freezer) = allowed.freezer {
+            gates.push((Hold::Freezer(freezer), 2));
+        }
+        gates.retain(|(hold, _)| self.policy.choice.allows(hold.gate()));
+        for (hold, tries) in gates {
+            for _ in 0..tries {
+                match self.attempt(tracker, hot, hold)? {
+                    Ok(pause) => return Ok(Outcome::Cut(pause)),
+                    Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Deadline)) => {
+                        return Ok(Outcome::Round(why));
+                    }
+                    Err(why) => {
+                        last = why;
+                        if why == Abandoned::Mapped {
+                            break;
+                        }
+                        if !matches!(hold, Hold::None) {
+                            std::thread::sleep(self.policy.pause);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Outcome::NoGate(last))
+    }
+
+    fn attempt(
+        &mut self,
+        tracker: &mut Tracker,
+        hot: &Hot<'_>,
+        hold: Hold<'_>,
+    ) -> io::Result<Result<Pause, Abandoned>> {
+        let budget =
+            if matches!(hold, Hold::Fence) { self.policy.budget.min(FENCE_MAX) } else { self.policy.budget };
+        let result = match self.look_ahead(tracker, budget) {
+            Ok(()) => {
+                let armed = if let Hold::Freezer(freezer) = hold {
+                    freezer.arm()?;
+                    Some(freezer)
+                } else {
+                    None
+                };
+                self.count += 1;
+                tracker.live().clear_felt();
+                let (ring, live, slots) = tracker.window_parts();
+                let mut window = Window {
+                    ring,
+                    live,
+                    slots,
+                    hot,
+                    arena: &mut self.arena,
+                    budget,
+                    drain: if matches!(hold, Hold::Freezer(_)) {
+                        self.policy.drain * 10
+                    } else {
+                        self.policy.drain
+                    },
+                    cpus: self.cpus,
+                    probe: self.policy.probe,
+                };
+                let began = super::reader::now();
+                let result = window.attempt(hold);
+                let took = Duration::from_nanos(super::reader::now() - began);
+                if let Some(freezer) = armed {
+                    freezer.disarm()?;
+                }
+                self.learn(took, result.is_ok());
+                self.measure(tracker, hold, took, result)
+            }
+            Err(why) => Err(why),
+        };
+        if let Err(why) = result {
+            *self.abandoned.entry((hold.gate(), why.to_string())).or_default() += 1;
+            self.put_back(tracker);
+        }
+        Ok(result)
+    }
+
+    /// Takes what is dirty already, outside the window, and asks whether it can be captured within the budget (G5).
+    fn look_ahead(&mut self, tracker: &mut Tracker, budget: Duration) -> Result<(), Abandoned> {
+        self.arena.reset();
+        let again = tracker.take_again();
+        let (ring, _, slots) = tracker.window_parts();
+        let mut result = Ok(());
+        for &slot in &again {
+            result = result.and_then(|()| take(&mut self.arena, slots, slot));
+        }
+        while result.is_ok() {
+            let Some(record) = ring.next() else { break };
+            if let Some(index) = record.first_chunk::<4>() {
+                result = take(&mut self.arena, slots, SlotIndex(u32::from_ne_bytes(*index)));
+            }
+        }
+        if result.is_err() {
+            // Those that did not fit keep their dirt and have to be remembered.
+            for slot in again {
+                tracker.look_again(slot);
+            }
+            return result;
+        }
+        let work = self.work();
+        // Headroom: the drain, and what becomes dirty until the gate is up.
+        if self.estimate.of(work) + self.policy.drain > budget { Err(Abandoned::Deadline) } else { Ok(()) }
+    }
+
+    fn work(&self) -> Work {
+        let blocks: u64 = self.arena.bits.iter().map(|b| u64::from(b.bits.count_ones())).sum();
+        Work { inodes: self.arena.inodes(), bytes: blocks << snapshot_ebpf::BLOCK_SHIFT, entries: 0 }
+    }
+
+    fn learn(&mut self, took: Duration, captured: bool) {
+        if captured {
+            let work = Work {
+                inodes: self.arena.stats.len() as u64,
+                bytes: self.arena.data_bytes,
+                entries: self.arena.entries,
+            };
+            self.estimate.learn(work, took);
+        }
+    }
+
+    /// Completes the measurement: what the held tasks felt is known once they have gone on.
+    fn measure(
+        &mut self,
+        tracker: &Tracker,
+        hold: Hold<'_>,
+        took: Duration,
+        result: Result<Pause, Abandoned>,
+    ) -> Result<Pause, Abandoned> {
+        let mut felt = crate::track::live::Felt::default();
+        if matches!(hold, Hold::Fence) {
+            // A spinner notices within a turn of its loop, some 20 ns, unless an interrupt came between.
+            std::thread::sleep(Duration::from_micros(20));
+            felt = tracker.live().felt();
+        }
+        match result {
+            Ok(mut pause) => {
+                if matches!(hold, Hold::Fence) {
+                    pause.longest_stop = Duration::from_nanos(felt.longest);
+                    pause.held = felt.spins;
+                }
+                Ok(pause)
+            }
+            Err(why) => {
+                if !matches!(hold, Hold::None) {
+                    self.stops.push((hold.gate(), took));
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// T3: makes dirty again what a failed attempt had taken.
+    fn put_back(&mut self, tracker: &mut Tracker) {
+        let mut again = Vec::new();
+        let slots = tracker.slots();
+        for taken in self.arena.dirty.iter() {
+            let mut at = taken.bits;
+            while at != super::arena::END {
+                let word = self.arena.bits[at as usize];
+                slots.put_word(taken.slot, word.word as usize, word.bits);
+                at = word.next;
+            }
+            if slots.put_state(taken.slot, taken.state) {
+                again.push(taken.slot);
+            }
+        }
+        again.extend(self.arena.left_out.take());
+        for slot in again {
+            tracker.look_again(slot);
+        }
+        self.arena.reset();
+    }
+}
+
+fn online_cpus() -> usize {
+    // The programs know CPUs by number; numbers go up to the highest possible one.
+    std::fs::read_to_string("/sys/devices/system/cpu/possible")
+        .ok()
+        .and_then(|s| s.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<usize>().ok()))
+        .map_or(1, |n| n + 1)
+}

@@ -1,0 +1,339 @@
+//! What a user can choose about a commit, the defaults, and what is refused.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::fault::{Class, Fault};
+use super::nanos::Nanos;
+use super::paths;
+use super::snapshot::Gate;
+
+/// An option whose value is out of bounds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A file system version we do not write.
+    #[error("RAFS version {0} is not supported")]
+    FsVersion(u32),
+    /// Not a power of two, or out of bounds.
+    #[error("a chunk size of {0} bytes is not possible")]
+    ChunkSize(u64),
+    /// A text that is no size.
+    #[error("`{0}` is not a size")]
+    Size(String),
+    /// Zero or absurdly many.
+    #[error("{0} rounds of pre-copy are not possible")]
+    MaximumTimes(u32),
+    /// Zero or absurdly many.
+    #[error("{0} background workers are not possible")]
+    BackgroundWorkers(u32),
+    /// Zero or longer than a minute.
+    #[error("a longest pause of {0} is not possible")]
+    MaxPause(Nanos),
+    /// The fence needs the tracker's programs.
+    #[error("the gate `{0}` needs the tracker")]
+    GateNeedsTracker(Gate),
+    /// A word that is not one of the choices.
+    #[error("`{given}` is not a {what}")]
+    Choice {
+        /// The option.
+        what: &'static str,
+        /// What was given.
+        given: String,
+        /// What may be given.
+        choices: String,
+    },
+}
+
+impl Fault for Error {
+    fn class(&self) -> Class {
+        Class::Arguments
+    }
+    fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Error::FsVersion(_) => "use --fs-version 6".to_owned(),
+            Error::ChunkSize(_) | Error::Size(_) => {
+                "a chunk size is a power of two from 4KiB to 16MiB".to_owned()
+            }
+            Error::MaximumTimes(_) => "use 1 to 1000 rounds".to_owned(),
+            Error::BackgroundWorkers(_) => "use 1 to 256 workers".to_owned(),
+            Error::MaxPause(_) => "use a duration from 1us to 1m".to_owned(),
+            Error::GateNeedsTracker(_) => "use --gate freezer with --tracker none".to_owned(),
+            Error::Choice { choices, .. } => format!("choose one of {choices}"),
+        })
+    }
+}
+
+/// A closed set of words: one table gives the parser, the display and the list for the help.
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident as $what:literal { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vmeta])* #[serde(rename = $word)] $variant,)+ }
+
+        impl $name {
+            /// Every choice, in the order of the help.
+            pub const ALL: &[$name] = &[$($name::$variant),+];
+            /// The word that stands for it.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self { $($name::$variant => $word,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.pad(self.word()) }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self, Error> {
+                $name::ALL.iter().copied().find(|c| c.word() == text).ok_or_else(|| Error::Choice {
+                    what: $what,
+                    given: text.escape_debug().to_string(),
+                    choices: $name::ALL.iter().map(|c| c.word()).collect::<Vec<_>>().join(", "),
+                })
+            }
+        }
+    };
+}
+
+choice! {
+    /// How chunks are compressed.
+    Compressor as "compressor" {
+        /// Not at all: the kernel's EROFS can mount the blob.
+        None = "none",
+        /// LZ4, block format.
+        Lz4Block = "lz4_block",
+        /// Zstandard.
+        Zstd = "zstd",
+    }
+}
+
+choice! {
+    /// How chunks are named.
+    Digest as "digest" {
+        /// BLAKE3.
+        Blake3 = "blake3",
+        /// SHA-256.
+        Sha256 = "sha256",
+    }
+}
+
+choice! {
+    /// Which gate may be used.
+    GateChoice as "gate" {
+        /// none, then fence, then freezer.
+        Auto = "auto",
+        /// Only the optimistic cut.
+        None = "none",
+        /// Only the fence.
+        Fence = "fence",
+        /// Only the freezer.
+        Freezer = "freezer",
+    }
+}
+
+impl GateChoice {
+    /// Whether a gate may be used.
+    #[must_use]
+    pub fn allows(self, gate: Gate) -> bool {
+        match self {
+            GateChoice::Auto => true,
+            GateChoice::None => gate == Gate::None,
+            GateChoice::Fence => gate == Gate::Fence,
+            GateChoice::Freezer => gate == Gate::Freezer,
+        }
+    }
+}
+
+choice! {
+    /// Whether the tracker is used.
+    TrackerChoice as "tracker" {
+        /// Where the kernel has what it needs.
+        Auto = "auto",
+        /// No: freeze, and capture everything inside the window.
+        None = "none",
+    }
+}
+
+/// Bytes with an optional unit: `65536`, `64KiB`, `1MiB`, `1m`.
+///
+/// # Errors
+/// [`Error::Size`].
+pub fn parse_size(text: &str) -> Result<u64, Error> {
+    let bad = || Error::Size(text.escape_debug().to_string());
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        _ => return Err(bad()),
+    };
+    number.parse::<u64>().ok().and_then(|n| n.checked_mul(scale)).ok_or_else(bad)
+}
+
+/// Everything a user can choose about a commit. [`Default`] gives the documented defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitOptions {
+    /// Where snapshots are kept.
+    #[serde(with = "paths")]
+    pub work_dir: PathBuf,
+    /// RAFS version of the image.
+    pub fs_version: u32,
+    /// How chunks are compressed.
+    pub compressor: Compressor,
+    /// How chunks are named.
+    pub digest: Digest,
+    /// Size of a chunk in bytes.
+    pub chunk_size: u64,
+    /// Which gate may be used.
+    pub gate: GateChoice,
+    /// Whether the tracker is used.
+    pub tracker: TrackerChoice,
+    /// The budget: an attempt that would take longer is abandoned.
+    pub max_pause: Nanos,
+    /// The most rounds of pre-copy.
+    pub maximum_times: u32,
+    /// Threads that chunk, digest and compress the image.
+    pub background_workers: u32,
+    /// Replace the target if it exists.
+    pub overwrite: bool,
+    /// Keep the frozen upperdir when the image is complete.
+    pub keep_frozen: bool,
+    /// A remark for the image's history.
+    pub message: Option<String>,
+    /// Who made the image.
+    pub author: Option<String>,
+}
+
+impl Default for CommitOptions {
+    fn default() -> Self {
+        CommitOptions {
+            work_dir: "/tmp".into(),
+            fs_version: 6,
+            compressor: Compressor::Lz4Block,
+            digest: Digest::Blake3,
+            chunk_size: 1 << 20,
+            gate: GateChoice::Auto,
+            tracker: TrackerChoice::Auto,
+            max_pause: Nanos(1_000_000),
+            maximum_times: 10,
+            background_workers: 4,
+            overwrite: false,
+            keep_frozen: true,
+            message: None,
+            author: None,
+        }
+    }
+}
+
+macro_rules! builder {
+    ($($name:ident: $kind:ty,)+) => { $(
+        #[doc = concat!("Sets `", stringify!($name), "`.")]
+        #[must_use]
+        pub fn $name(mut self, $name: impl Into<$kind>) -> Self {
+            self.$name = $name.into();
+            self
+        }
+    )+ };
+}
+
+impl CommitOptions {
+    builder! {
+        work_dir: PathBuf,
+        fs_version: u32,
+        compressor: Compressor,
+        digest: Digest,
+        chunk_size: u64,
+        gate: GateChoice,
+        tracker: TrackerChoice,
+        max_pause: Nanos,
+        maximum_times: u32,
+        background_workers: u32,
+        overwrite: bool,
+        keep_frozen: bool,
+        message: Option<String>,
+        author: Option<String>,
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// The first option that is out of bounds.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.fs_version != 6 {
+            return Err(Error::FsVersion(self.fs_version));
+        }
+        // RAFS: RAFS_MAX_CHUNK_SIZE is 16 MiB; below 4 KiB a chunk would be smaller than a block.
+        if !self.chunk_size.is_power_of_two() || !(4 << 10..=16 << 20).contains(&self.chunk_size) {
+            return Err(Error::ChunkSize(self.chunk_size));
+        }
+        if !(1..=1000).contains(&self.maximum_times) {
+            return Err(Error::MaximumTimes(self.maximum_times));
+        }
+        if !(1..=256).contains(&self.background_workers) {
+            return Err(Error::BackgroundWorkers(self.background_workers));
+        }
+        if !(1_000..=60_000_000_000).contains(&self.max_pause.0) {
+            return Err(Error::MaxPause(self.max_pause));
+        }
+        match (self.tracker, self.gate) {
+            (TrackerChoice::None, GateChoice::Fence) => Err(Error::GateNeedsTracker(Gate::Fence)),
+            (TrackerChoice::None, GateChoice::None) => Err(Error::GateNeedsTracker(Gate::None)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_promised_and_valid() {
+        let o = CommitOptions::default();
+        o.validate().unwrap();
+        assert_eq!(
+            (o.work_dir.to_str(), o.fs_version, o.compressor),
+            (Some("/tmp"), 6, Compressor::Lz4Block)
+        );
+        assert_eq!((o.maximum_times, o.background_workers, o.max_pause), (10, 4, Nanos(1_000_000)));
+        assert_eq!((o.gate, o.tracker, o.chunk_size), (GateChoice::Auto, TrackerChoice::Auto, 1 << 20));
+    }
+
+    #[test]
+    fn bounds_are_typed_errors() {
+        let o = CommitOptions::default;
+        for (options, error) in [
+            (o().fs_version(5u32), Error::FsVersion(5)),
+            (o().chunk_size(5000u64), Error::ChunkSize(5000)),
+            (o().chunk_size(32u64 << 20), Error::ChunkSize(32 << 20)),
+            (o().maximum_times(0u32), Error::MaximumTimes(0)),
+            (o().background_workers(0u32), Error::BackgroundWorkers(0)),
+            (o().max_pause(Nanos(0)), Error::MaxPause(Nanos(0))),
+            (o().tracker(TrackerChoice::None).gate(GateChoice::Fence), Error::GateNeedsTracker(Gate::Fence)),
+        ] {
+            assert_eq!(options.validate(), Err(error.clone()));
+            assert_eq!(error.class(), Class::Arguments);
+            assert!(error.remedy().is_some());
+        }
+    }
+
+    #[test]
+    fn words_and_sizes() {
+        for c in Compressor::ALL {
+            assert_eq!(c.word().parse(), Ok(*c));
+        }
+        assert!("lz4".parse::<Compressor>().is_err());
+        assert_eq!(parse_size("1MiB"), Ok(1 << 20));
+        assert_eq!(parse_size("64k"), Ok(64 << 10));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for bad in ["", "MiB", "1GB", "99999999999999999999", "18446744073709551615k", "-1"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

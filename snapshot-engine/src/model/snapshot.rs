@@ -1,0 +1,127 @@
+//! What the stages report of one snapshot. These values are part of the record on disk and of the JSON the commands print.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::nanos::Nanos;
+use super::paths;
+
+/// What held writers back during the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// Nothing: the optimistic cut.
+    None,
+    /// Modifying system calls waited at the user/kernel boundary.
+    Fence,
+    /// The cgroup was frozen.
+    Freezer,
+}
+
+impl Gate {
+    /// All gates, in the order `auto` tries them.
+    pub const ALL: [Gate; 3] = [Gate::None, Gate::Fence, Gate::Freezer];
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Gate::None => "none",
+            Gate::Fence => "fence",
+            Gate::Freezer => "freezer",
+        })
+    }
+}
+
+/// The figures of a cut. Units: nanoseconds, bytes, counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// The gate of the attempt that succeeded.
+    pub gate: Gate,
+    /// Attempts made, the successful one included.
+    pub attempts: u32,
+    /// From the gate going up to the gate coming down; 0 for gate `none`.
+    pub window: Nanos,
+    /// The longest stop any task really had, over all attempts, as measured in the kernel.
+    pub longest_stop: Nanos,
+    /// Pre-copy rounds.
+    pub rounds: u32,
+    /// Inodes captured inside the window.
+    pub residual_inodes: u64,
+    /// Bytes captured inside the window.
+    pub residual_bytes: u64,
+    /// Attempts that were void: a writer, an event or a time-out fell into them.
+    pub voided: u32,
+    /// Changes the sweep found that the tracker had not reported (T6): each is a bug.
+    #[serde(default)]
+    pub tracker_misses: u64,
+}
+
+/// What must be known of the container to build its image later, when it may be gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetFacts {
+    /// The name or id its runtime knows it by, or the reference it was named with.
+    pub container: String,
+    /// Its init process at the time of the cut, as the host numbers it.
+    pub init_pid: u32,
+    /// The lower directories, uppermost first, as paths of the host.
+    #[serde(with = "paths::list")]
+    pub lowers: Vec<PathBuf>,
+    /// The overlay keeps its attributes in `user.overlay.*`.
+    pub userxattr: bool,
+    /// The image it was started from, where known.
+    pub image: Option<String>,
+    /// The OCI image config to start from (command, environment, user, working directory), where known.
+    pub config: Option<serde_json::Value>,
+}
+
+/// How long a stage took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// The stage's name, as `pipeline::progress::Stage::key`.
+    pub stage: String,
+    /// Its time.
+    pub ns: Nanos,
+}
+
+/// What the stages from `resolve` to `freeze` return.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The frozen upperdir: durable, complete, never written again.
+    #[serde(with = "paths")]
+    pub old_upper_dir: PathBuf,
+    /// The live upperdir, which the container goes on writing.
+    #[serde(with = "paths")]
+    pub new_upper_dir: PathBuf,
+    /// The figures of the window.
+    pub pause: Pause,
+    /// What the image needs to know of the container.
+    pub target: TargetFacts,
+    /// Time by stage.
+    pub timings: Vec<StageTime>,
+}
+
+/// What the stages from `chunk` to `image` return.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// The manifest's digest, `sha256:..`.
+    pub manifest: String,
+    /// The RAFS bootstrap.
+    #[serde(with = "paths")]
+    pub bootstrap: PathBuf,
+    /// The data blobs, in the order of the bootstrap's device table.
+    #[serde(with = "paths::list")]
+    pub blobs: Vec<PathBuf>,
+    /// Entries of the merged tree.
+    pub entries: u64,
+    /// Chunks written.
+    pub chunks: u64,
+    /// Bytes of file content before deduplication and compression.
+    pub content_bytes: u64,
+    /// Bytes of the blobs written.
+    pub stored_bytes: u64,
+    /// Time by stage.
+    pub timings: Vec<StageTime>,
+}

@@ -1,0 +1,122 @@
+//! The two halves of a commit: [`cut`], after which the snapshot outlives us, and [`finish`], which can be repeated.
+
+use std::time::Instant;
+
+use super::progress::{Progress, Recorded};
+use super::stages::{CutRequest, Stages};
+use super::{Error, preflight};
+use crate::model::nanos::Nanos;
+use crate::model::options::CommitOptions;
+use crate::model::reference::ContainerRef;
+use crate::model::target::ImageTarget;
+use crate::store::{Claimed, Record, SCHEMA_VERSION, State, Store};
+use crate::telemetry;
+
+/// What a commit needs to know.
+#[derive(Debug, Clone)]
+pub struct CommitRequest {
+    /// The container as the user named it.
+    pub container: ContainerRef,
+    /// Where the image goes.
+    pub target: ImageTarget,
+    /// What the user chose.
+    pub options: CommitOptions,
+}
+
+/// Makes the cut. On success the snapshot is durable, `pending`, and ours; on error nothing of it is left, and the container runs as before.
+///
+/// # Errors
+/// What can be known beforehand is refused before the container is touched, in this order: options, privilege, work directory, target.
+pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress) -> Result<Claimed, Error> {
+    let began = Instant::now();
+    let CommitRequest { container, target, options } = request;
+    options.validate()?;
+    preflight::privileges(&options)?;
+    let target = target
+        .clone()
+        .absolute()
+        .map_err(|source| Error::TargetUnusable { path: target.directory().to_owned(), source })?;
+    let store = Store::open(&options.work_dir)?;
+    let options = options.work_dir(store.work_dir());
+    preflight::target(&target, options.overwrite)?;
+    progress.check()?;
+
+    // From here to `publish` every way out drops the draft, and with it the directory.
+    let draft = store.begin()?;
+    let request = CutRequest {
+        id: draft.id(),
+        directory: draft.path().to_owned(),
+        container: container.clone(),
+        options,
+    };
+    let cut = stages.cut(&request, progress)?;
+    let frozen = request.frozen();
+    if !std::fs::symlink_metadata(&frozen).is_ok_and(|stat| stat.is_dir()) {
+        return Err(Error::NotFrozen { path: frozen });
+    }
+    progress.check()?;
+    let pause = cut.pause.clone();
+    let claimed = draft.publish(Record {
+        version: SCHEMA_VERSION,
+        snapshot_id: request.id,
+        container,
+        target,
+        options: request.options,
+        state: State::Pending,
+        failure: None,
+        cut,
+        cut_time: began.elapsed().into(),
+        image_attempts: 0,
+        image: None,
+        image_time: None,
+    })?;
+    // The snapshot is made; a histogram that cannot be written does not unmake it.
+    if let Err(e) = telemetry::remember(&store, &pause) {
+        tracing::warn!("the pause is not in the histogram: {e}");
+    }
+    tracing::info!("{} is cut: {:?}", claimed.record().snapshot_id, claimed.record().cut.pause);
+    Ok(claimed)
+}
+
+/// Makes the image of a snapshot. Repeatable: of a completed snapshot it only returns the record.
+///
+/// # Errors
+/// The snapshot is then `failed` and says why; interrupted, it stays `processing`, and without us `interrupted`. Either can be resumed.
+pub fn finish(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progress) -> Result<Record, Error> {
+    if claimed.record().state != State::Completed {
+        progress.check()?;
+        claimed.update(|record| {
+            record.state = State::Processing;
+            record.failure = None;
+            record.image_attempts += 1;
+        })?;
+        let began = Instant::now();
+        let done = stages.image(claimed.record(), &Recorded::new(claimed, progress));
+        match done {
+            Ok(report) => claimed.update(|record| {
+                record.state = State::Completed;
+                record.image = Some(report);
+                record.image_time = Some(Nanos::from(began.elapsed()));
+            })?,
+            Err(e @ Error::Interrupted { .. }) => return Err(e),
+            Err(e) => {
+                let failure = e.to_failure();
+                if let Err(write) = claimed.update(|record| {
+                    record.state = State::Failed;
+                    record.failure = Some(failure);
+                }) {
+                    // On a full disk: it will be seen as interrupted, which is just as true.
+                    tracing::warn!("the failure is not on record: {write}");
+                }
+                return Err(e);
+            }
+        }
+    }
+    if !claimed.record().options.keep_frozen {
+        claimed.drop_frozen()?;
+    }
+    Ok(claimed.record().clone())
+}
+
+#[cfg(test)]
+mod tests;

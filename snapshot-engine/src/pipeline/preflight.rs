@@ -1,0 +1,106 @@
+//! What can be refused before the container is touched.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rustix::thread::CapabilitySet;
+
+use super::Error;
+use crate::model::options::{CommitOptions, TrackerChoice};
+use crate::model::target::ImageTarget;
+
+/// The privileges a cut needs: to enter another mount namespace's view and freeze cgroups, to read files of any owner, and to load programs.
+pub(super) fn privileges(options: &CommitOptions) -> Result<(), Error> {
+    let effective =
+        rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
+    let mut missing = Vec::new();
+    if !effective.contains(CapabilitySet::SYS_ADMIN) {
+        missing.push("CAP_SYS_ADMIN");
+    }
+    if !effective.intersects(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE) {
+        missing.push("CAP_DAC_READ_SEARCH");
+    }
+    if options.tracker != TrackerChoice::None && !effective.contains(CapabilitySet::BPF) {
+        missing.push("CAP_BPF");
+    }
+    if missing.is_empty() { Ok(()) } else { Err(Error::Privilege { missing }) }
+}
+
+/// Whether the image can go where it should: the tag is free (or may be overwritten), and the directory is a layout or can become one.
+pub(super) fn target(target: &ImageTarget, overwrite: bool) -> Result<(), Error> {
+    let ImageTarget::OciLayout { dir, tag } = target;
+    let unusable = |path: &Path, source| Error::TargetUnusable { path: path.to_owned(), source };
+    match fs::metadata(dir) {
+        Ok(stat) if !stat.is_dir() => return Err(unusable(dir, io::ErrorKind::NotADirectory.into())),
+        Ok(_) => writable(dir)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // The nearest directory that exists is the one it will be made in.
+            let parent = dir.ancestors().skip(1).find(|p| p.exists()).unwrap_or(Path::new("/"));
+            return if parent.is_dir() {
+                writable(parent)
+            } else {
+                Err(unusable(parent, io::ErrorKind::NotADirectory.into()))
+            };
+        }
+        Err(e) => return Err(unusable(dir, e)),
+    }
+    let index = dir.join("index.json");
+    let text = match fs::read(&index) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Not a layout yet. We do not scatter one over somebody's files.
+            let empty = fs::read_dir(dir).map_err(|e| unusable(dir, e))?.next().is_none();
+            return if empty || dir.join("oci-layout").exists() {
+                Ok(())
+            } else {
+                Err(unusable(dir, io::Error::other("it holds other things than an OCI image layout")))
+            };
+        }
+        Err(e) => return Err(unusable(&index, e)),
+    };
+    let index: serde_json::Value = serde_json::from_slice(&text).map_err(|e| unusable(&index, e.into()))?;
+    let taken = index["manifests"].as_array().into_iter().flatten().any(|manifest| {
+        manifest["annotations"]["org.opencontainers.image.ref.name"].as_str() == Some(tag.as_str())
+    });
+    if taken && !overwrite {
+        return Err(Error::TargetExists { target: target.to_string() });
+    }
+    Ok(())
+}
+
+fn writable(dir: &Path) -> Result<(), Error> {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|e| Error::TargetUnusable { path: dir.to_owned(), source: e.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(dir: &Path, tag: &str, overwrite: bool) -> Result<(), Error> {
+        target(&ImageTarget::OciLayout { dir: dir.to_owned(), tag: tag.to_owned() }, overwrite)
+    }
+
+    #[test]
+    fn a_taken_tag_a_file_and_a_foreign_directory_are_refused() {
+        let t = tempfile::tempdir().unwrap();
+        let layout = t.path().join("layout");
+        check(&layout, "v1", false).unwrap();
+        check(&layout.join("deep/er"), "v1", false).unwrap();
+        fs::create_dir(&layout).unwrap();
+        check(&layout, "v1", false).unwrap();
+        let index = r#"{"manifests":[{"annotations":{"org.opencontainers.image.ref.name":"v1"}},{}]}"#;
+        fs::write(layout.join("index.json"), index).unwrap();
+        assert!(matches!(check(&layout, "v1", false), Err(Error::TargetExists { .. })));
+        check(&layout, "v1", true).unwrap();
+        check(&layout, "v2", false).unwrap();
+        fs::write(layout.join("index.json"), "{").unwrap();
+        assert!(matches!(check(&layout, "v2", false), Err(Error::TargetUnusable { .. })));
+        let file = t.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(check(&file, "v1", false), Err(Error::TargetUnusable { .. })));
+        assert!(matches!(check(&file.join("x"), "v1", false), Err(Error::TargetUnusable { .. })));
+        assert!(matches!(check(t.path(), "v1", false), Err(Error::TargetUnusable { .. })));
+    }
+}

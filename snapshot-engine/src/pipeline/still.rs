@@ -1,0 +1,97 @@
+//! Without a tracker (T5): the container stands still while everything is copied, and that long pause is what is reported.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::progress::{Progress, Stage};
+use super::session::place;
+use super::watched::Watched;
+use crate::capture::{Frozen, Shadow, ShadowOptions};
+use crate::container::Target;
+use crate::freeze::freezer::Freezer;
+use crate::model::dirty::{Dirty, Full, Ino, Probe, Watch};
+use crate::model::fault::{Class, class_of_io};
+
+/// Nothing changes while everybody is frozen.
+struct Still;
+
+impl Watch for Still {
+    fn watch(&mut self, _: Ino, _: u64) -> Result<(), Full> {
+        Ok(())
+    }
+    fn unwatch(&mut self, _: Ino) {}
+    fn take(&mut self) -> Vec<Dirty> {
+        Vec::new()
+    }
+    fn put_back(&mut self, _: &[Dirty]) {}
+    fn settle(&mut self) -> bool {
+        true
+    }
+    fn probe(&self, _: BorrowedFd<'_>) -> Probe {
+        Probe::default()
+    }
+}
+
+/// Freezes the container, copies its upperdir, thaws it. Returns the frozen upperdir, how long the container stood still, and how many inodes were copied.
+///
+/// # Errors
+/// When the container cannot be frozen, or the copy takes longer than the budget: it is thawed then, and nothing is left.
+pub(super) fn cut(
+    target: &Target,
+    budget: Duration,
+    directory: &Path,
+    frozen: &Path,
+    progress: &dyn Progress,
+) -> Result<(Frozen, Duration, u64), Error> {
+    let window = |class, remedy: &str, source: Box<dyn std::error::Error + Send + Sync>| {
+        Error::stage(Stage::Window, class, Some(remedy.to_owned()), source)
+    };
+    let io = |e: std::io::Error| Error::stage(Stage::Window, class_of_io(&e), None, e);
+    let capture = |e| Error::stage(Stage::PreCopy, Class::General, None, e);
+    let mut shadow =
+        Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(capture)?;
+    let paused = target.cgroup.is_frozen().map_err(io)?;
+    let (took, inodes) = if paused {
+        // Its owner holds it; it is neither frozen nor thawed by us.
+        shadow.base(&mut Still, &Watched::new(progress, Stage::PreCopy)).map_err(capture)?;
+        (Duration::ZERO, shadow.len())
+    } else {
+        let place = place(target).ok_or_else(|| {
+            window(
+                Class::General,
+                "give the container a cgroup of its own",
+                "it has no cgroup that could be frozen".into(),
+            )
+        })?;
+        // The watchdog keeps the budget (G5): it thaws when the time is up, whatever we are doing then.
+        let freezer = Freezer::open(&place, budget.max(Duration::from_millis(1))).map_err(io)?;
+        freezer.arm().map_err(io)?;
+        let began = Instant::now();
+        let held = freezer
+            .freeze(began + budget)
+            .map_err(|e| window(Class::General, "give it a larger --max-pause", Box::new(e)))?;
+        let copied = shadow.base(&mut Still, &Watched::new(progress, Stage::PreCopy));
+        held.thaw().map_err(io)?;
+        let took = began.elapsed();
+        freezer.disarm().map_err(io)?;
+        copied.map_err(capture)?;
+        if took > budget {
+            let why = format!(
+                "copying everything took longer than the budget of {budget:?}; the container was let go when it was used up"
+            );
+            return Err(window(
+                Class::General,
+                "without a tracker the container stands still during the whole copy: give it a larger --max-pause, such as 10s",
+                why.into(),
+            ));
+        }
+        (took, shadow.len())
+    };
+    progress.check()?;
+    let frozen = shadow
+        .freeze(frozen, &Watched::new(progress, Stage::Freeze))
+        .map_err(|e| Error::stage(Stage::Freeze, Class::General, None, e))?;
+    Ok((frozen, took, inodes as u64))
+}

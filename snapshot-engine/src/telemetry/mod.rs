@@ -1,0 +1,9 @@
+//! What the engine tells about itself: the histogram of pauses, and the log.
+
+mod histogram;
+mod logging;
+mod pauses;
+
+pub use histogram::{GateFigures, PauseHistogram};
+pub use logging::{Verbosity, init};
+pub use pauses::{Error, load, remember};

@@ -1,0 +1,24 @@
+//! The tracker: what the container has dirtied, as the kernel saw it.
+//!
+//! ```text
+//!   programs (snapshot-ebpf)          shared memory                this module
+//!   file system events   ──────►  slots, block bits, ring  ──────►  take / put_back / settle     (model::dirty::Watch)
+//!   sys_enter, sys_exit  ──────►  in-flight counters       ──────►  drain, validation            (freeze::window)
+//!   sys_enter            ◄──────  the fence                ◄──────  raise / lower                (freeze::fence)
+//! ```
+
+pub mod calls;
+pub mod error;
+pub mod evidence;
+pub mod live;
+pub mod log;
+pub mod mappings;
+pub mod object;
+pub mod offsets;
+pub mod programs;
+pub mod slots;
+pub mod tracker;
+
+pub use error::Error;
+pub use live::Live;
+pub use tracker::{Scope, Tracker};

@@ -1,0 +1,149 @@
+//! The real binary, from the outside: arguments, formats, exit codes, hostile work directories. Needs no container.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of a test file; clippy knows only #[test] functions as tests"
+)]
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// `nobody` on every distribution.
+const NOBODY: u32 = 65534;
+
+/// The binary, built once: cargo builds another package's binary for no test of its own accord.
+fn binary() -> &'static PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built =
+            Command::new(cargo).args(["build", "--quiet", "--package", "snapshot-engine", "--bins"]).status();
+        assert!(built.unwrap().success());
+        // target/debug/deps/cli-.. -> target/debug/snapshot-engine
+        std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("snapshot-engine")
+    })
+}
+
+fn engine(args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(args).env_remove("SNAPSHOT_ENGINE_WORK_DIR").env_remove("RUST_LOG");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    engine(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn root() -> bool {
+    let root = fs::metadata("/proc/self").is_ok_and(|s| std::os::unix::fs::MetadataExt::uid(&s) == 0);
+    assert!(root || std::env::var_os("CI").is_none(), "CI must run these tests as root");
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_say_the_remedy() {
+    for args in [
+        &[][..],
+        &["nonsense"],
+        &["commit", "web"],
+        &["commit", "web", "docker://host/app:1"],
+        &["commit", "web", "registry.example.com/app:1"],
+        &["commit", "../web", "oci:/i:t"],
+        &["commit", "web", "oci:/i:t", "--max-pause", "soon"],
+        &["commit", "web", "oci:/i:t", "--fs-version", "5"],
+        &["seamless-commit", "--container", "web", "--pid", "1", "--target", "oci:/i:t"],
+    ] {
+        let out = run(args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {}", text(&out.stderr));
+        assert!(out.stdout.is_empty(), "{args:?}");
+    }
+    let out = run(&["commit", "web", "docker://user:secret@host/app:1"]);
+    assert!(text(&out.stderr).contains("help: targets have the form oci:DIR:TAG"), "{}", text(&out.stderr));
+    let out = run(&["commit", "web", "oci:/i:t", "--fs-version", "5", "--output", "json"]);
+    assert!(text(&out.stderr).contains("\"exit_code\": 2"), "{}", text(&out.stderr));
+    let out = run(&["commit", "web", "nowhere", "--output=json"]);
+    assert!(text(&out.stderr).trim_start().starts_with('{'), "{}", text(&out.stderr));
+}
+
+#[test]
+fn an_empty_work_directory_has_no_snapshots_and_stays_empty() {
+    let work = tempfile::tempdir().unwrap();
+    let dir = work.path().to_str().unwrap();
+    let out = run(&["list", "--work-dir", dir]);
+    assert!(out.status.success());
+    assert_eq!(text(&out.stdout).lines().count(), 1, "only the heading");
+    let out = engine(&["list", "--output", "json"]).env("SNAPSHOT_ENGINE_WORK_DIR", dir).output().unwrap();
+    assert_eq!(text(&out.stdout).split_whitespace().collect::<String>(), r#"{"snapshots":[]}"#);
+    assert!(run(&["stats", "--work-dir", dir]).status.success());
+    for command in ["status", "resume", "remove"] {
+        let out = run(&[command, "snapshot-1", "--work-dir", dir]);
+        assert_eq!(out.status.code(), Some(1), "{command}");
+        assert!(
+            text(&out.stderr).starts_with("error: there is no snapshot `snapshot-1`\nhelp: "),
+            "{command}"
+        );
+    }
+    assert_eq!(fs::read_dir(work.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    for shell in ["bash", "zsh", "fish"] {
+        let out = run(&["completions", shell]);
+        assert!(out.status.success() && text(&out.stdout).contains("seamless-commit"), "{shell}");
+    }
+    assert!(text(&run(&["man"]).stdout).contains(".TH"));
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(&["man", dir.path().to_str().unwrap()]).status.success());
+    for page in ["snapshot-engine.1", "snapshot-engine-seamless-commit.1", "snapshot-engine-stats.1"] {
+        assert!(dir.path().join(page).exists(), "{page}");
+    }
+    let help = run(&["seamless-commit", "--help"]);
+    assert!(help.status.success() && text(&help.stdout).contains("Examples:"));
+}
+
+#[test]
+fn a_work_directory_that_cannot_be_written_exits_with_4() {
+    if !root() {
+        return;
+    }
+    // Not even root can make a directory in sysfs.
+    let out = run(&["commit", "web", "oci:/nowhere/images:t", "--work-dir", "/sys/kernel"]);
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("help: "), "{}", text(&out.stderr));
+}
+
+#[test]
+fn without_privilege_it_exits_with_4_and_leaves_nothing() {
+    if !root() {
+        return;
+    }
+    // nobody must be able to reach the binary, wherever the build is.
+    let place =
+        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir();
+    let place = place.unwrap();
+    let copy = place.path().join("snapshot-engine-copy");
+    fs::copy(binary(), &copy).unwrap();
+    let nobody = |args: &[&str]| {
+        let mut command = Command::new(&copy);
+        command.args(args).env_remove("SNAPSHOT_ENGINE_WORK_DIR").uid(NOBODY).gid(NOBODY).output().unwrap()
+    };
+    let dir = place.path().to_str().unwrap();
+    let out = nobody(&["commit", "web", "oci:/tmp/images:t", "--work-dir", dir]);
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("CAP_SYS_ADMIN"), "{}", text(&out.stderr));
+    // root's snapshots are not nobody's to see.
+    fs::create_dir(place.path().join("snapshot-engine")).unwrap();
+    let out = nobody(&["list", "--work-dir", dir]);
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("belongs to user 0"), "{}", text(&out.stderr));
+}
