@@ -1,9 +1,11 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
+pub mod chunk;
 pub mod dirty;
 pub mod fault;
 pub mod nanos;
 pub mod options;
+pub mod overlay;
 pub mod paths;
 pub mod pid;
 pub mod progress;
@@ -11,3 +13,4 @@ pub mod reference;
 pub mod residual;
 pub mod snapshot;
 pub mod target;
+pub mod tree;
