@@ -183,7 +183,7 @@ pub fn judge(root: &Path, threads: usize) -> Result<Vec<i64>, String> {
             return Err(say("a b c d m u", format!("have {order:?}")));
         }
         // Of two steps of one kind the second comes before the next kind's first.
-        if newest(&u) == newest(&m) && m.len() == 2 {
+        if (newest(&u) == newest(&m) && m.len() == 2) || (newest(&u) < newest(&m) && u.len() == 2) {
             return Err(say("m", format!("has {m:?} when u has {u:?}")));
         }
         let x = read("x")?.unwrap_or_default();
