@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::fs::XattrFlags;
 use snapshot_ebpf::{FAULT_DROP_EVENTS, FAULT_NO_COUNT, FAULT_NO_FENCE};
 use snapshot_engine::demo::Workload;
 use snapshot_engine::demo::content::noise;
@@ -185,7 +186,11 @@ fn a_copy_without_a_cut_is_found_out() {
     let mut found = Vec::new();
     for _ in 0..20 {
         // Files that vanish on the way make it fail, which is not what is judged here.
-        let _ = Command::new("cp").arg("-a").arg(scene.demo.upper().join(ROOT)).arg(&to).output().unwrap();
+        fs::create_dir(&to).unwrap();
+        for k in (0..3).rev() {
+            let from = scene.demo.upper().join(ROOT).join(format!("t{k}"));
+            let _ = Command::new("cp").arg("-a").arg(from).arg(&to).output().unwrap();
+        }
         if let Err(why) = causal::judge(&to, 3) {
             found.push(why);
         }
@@ -239,33 +244,63 @@ fn the_judge_is_sharp() {
     });
 }
 
-/// A tracker that loses one event in 16 is noticed by the sweeps: what is frozen is right all the same, or nothing is, and the
-/// misses are counted.
+/// T6: a tracker that loses one event in 16 is noticed by the sweeps: what is frozen is right all the same, or nothing is, and the
+/// misses are counted. Breaks without `sweep_before` and `sweep_after` in `Session::cut`.
 #[test]
-fn dropped_events_are_swept_up() {
+fn t6_dropped_events_are_swept_up() {
+    if !bench::root() {
+        return;
+    }
+    let scene = Scene::new("ext4");
+    let dir = scene.demo.root().unwrap().join("srv");
+    for n in 0..100 {
+        fs::write(dir.join(format!("file{n}")), "x").unwrap();
+    }
+    let work = scene.disk.path().join("engine");
+    let policy = bench::policy(GateChoice::Auto);
+    let mut session = bench::session(scene.demo.target().unwrap(), &work, policy, FAULT_DROP_EVENTS).unwrap();
+    let mut misses = 0;
+    for turn in ["1", "2", "3"] {
+        // One event each.
+        for n in 0..100 {
+            let file = dir.join(format!("file{n}"));
+            rustix::fs::lsetxattr(file, "user.turn", turn.as_bytes(), XattrFlags::empty()).unwrap();
+        }
+        misses += session.cut(&Quiet).unwrap().misses;
+    }
+    assert!(misses > 0, "nobody noticed that events were dropped");
+    let frozen = scene.disk.path().join("frozen");
+    session.freeze(&frozen, &Quiet).unwrap();
+    for n in 0..100 {
+        let mut value = [0; 8];
+        let file = frozen.join(format!("srv/file{n}"));
+        assert_eq!(rustix::fs::lgetxattr(file, "user.turn", &mut value[..]).unwrap(), 1, "file{n}");
+        assert_eq!(value[0], b'3', "file{n}");
+    }
+    println!("{misses} misses");
+}
+
+/// T6 under load: right, or nothing.
+#[test]
+fn t6_dropped_events_under_load_make_no_wrong_tree() {
     if !bench::root() {
         return;
     }
     let mut scene = Scene::new("ext4");
     scene.begin(2);
-    let (mut misses, mut right, mut wrong, mut refused) = (0, 0, Vec::new(), 0);
+    let (mut misses, mut right, mut refused) = (0, 0, BTreeMap::<String, u32>::new());
     for n in 0..30 {
         let choice = [GateChoice::Auto, GateChoice::Fence, GateChoice::Freezer][n % 3];
-        match scene.snapshot(bench::policy(choice), 3, FAULT_DROP_EVENTS, Duration::from_millis(3)) {
-            Ok((made, Ok(()))) => {
+        match scene.snapshot(bench::policy(choice), 2, FAULT_DROP_EVENTS, Duration::from_millis(3)) {
+            Ok((made, verdict)) => {
+                assert_eq!(verdict, Ok(()), "{made:?}");
                 misses += made.iter().map(|m| m.misses).sum::<u64>();
                 right += 1;
             }
-            Ok((made, Err(why))) => {
-                misses += made.iter().map(|m| m.misses).sum::<u64>();
-                wrong.push(why);
-            }
-            Err(_) => refused += 1,
+            Err(why) => *refused.entry(why).or_default() += 1,
         }
     }
-    println!("misses {misses}, right {right}, refused {refused}, wrong {wrong:?}");
-    assert!(misses > 0, "nobody noticed that events were dropped");
-    assert!(wrong.is_empty(), "{wrong:?}");
+    println!("{right} right with {misses} misses, refused: {refused:#?}");
 }
 
 /// A fence that holds nobody: validation (G2) voids what it lets through, so it costs cuts and never makes a wrong one.

@@ -185,7 +185,9 @@ fn attributes() -> Vec<Operation> {
             rustix::fs::lremovexattr(d.join("f"), "user.had").unwrap();
         }),
         operation("chattr", vec![Meta("f")], |d| {
-            rustix::fs::ioctl_setflags(open(d), IFlags::NODUMP).unwrap();
+            let file = open(d);
+            let flags = rustix::fs::ioctl_getflags(&file).unwrap();
+            rustix::fs::ioctl_setflags(&file, flags | IFlags::NODUMP).unwrap();
         }),
     ]
 }

@@ -255,6 +255,14 @@ fn g5_the_budget_is_kept() {
     }
 }
 
+/// Makes a window long enough for writers to run into the fence.
+fn linger(moment: Moment) {
+    let until = now() + 300_000;
+    while moment == Moment::Captured && now() < until {
+        std::hint::spin_loop();
+    }
+}
+
 /// G6: an idle container is cut by gate none and nobody is paused; with the fence the window that is reported is no shorter than any task's
 /// spin, but for the moment a spinner needs to notice.
 #[test]
@@ -270,7 +278,7 @@ fn g6_the_pause_is_measured() {
         assert_eq!(made.pause.longest_stop, Duration::ZERO);
     }
     drop(idle);
-    let mut busy = session(&disk, &demo, bench::policy(GateChoice::Fence));
+    let mut busy = session(&disk, &demo, Policy { probe: Some(linger), ..bench::policy(GateChoice::Fence) });
     worker.ask("causal /srv/causal 2").unwrap();
     let (mut held, mut windows) = (0, Vec::new());
     for _ in 0..40 {

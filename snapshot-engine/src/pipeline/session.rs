@@ -172,13 +172,14 @@ impl Session {
             let slots = self.tracker.slots();
             let hot = Hot::new(slots, self.shadow.hot().map(|(ino, fd, stat)| (ino, fd, stat.is_dir())));
             let allowed = Allowed { freezer_only, freezer: self.freezer.as_ref() };
-            let began = SystemTime::now();
             match self.attempts.run(&mut self.tracker, &hot, allowed).map_err(io)? {
                 Outcome::Cut(pause) => {
                     drop(hot);
+                    // Behind the cut: a change without an event may have been made until then, also after the attempts began.
+                    let until = SystemTime::now();
                     let (inodes, bytes) = self.attempts.arena().captured();
                     self.take_in()?;
-                    if self.sweep_after(began)? {
+                    if self.sweep_after(until)? {
                         last = Abandoned::Disturbed;
                         continue;
                     }
@@ -268,12 +269,12 @@ impl Session {
     }
 
     /// T6, after the window: true if something had changed before the cut without an event, so that the cut is void.
-    fn sweep_after(&mut self, cut: SystemTime) -> Result<bool, Error> {
-        let cut = cut.duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn sweep_after(&mut self, until: SystemTime) -> Result<bool, Error> {
+        let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut void = false;
         for d in self.missed()? {
             self.misses += 1;
-            let before = Duration::new(u64::try_from(d.ctime.0).unwrap_or(0), d.ctime.1) < cut;
+            let before = Duration::new(u64::try_from(d.ctime.0).unwrap_or(0), d.ctime.1) <= until;
             tracing::warn!(path = %d.path.display(), what = ?d.what, before, "the tracker missed a change; please report this");
             self.tracker.put_back(&[whole(d.ino)]);
             void |= before;
