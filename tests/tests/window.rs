@@ -293,6 +293,7 @@ fn g6_the_pause_is_measured() {
     println!("{} windows, median {:?}, {held} calls held", windows.len(), windows.get(windows.len() / 2));
     assert!(windows.len() >= 10, "the fence made {} of 40 cuts", windows.len());
     assert!(held > 0, "the fence never held anybody");
+    worker.ask("quiet").unwrap();
 }
 
 /// G7: one fence, two containers. Breaks when `membership` looks at the first target only.

@@ -85,6 +85,11 @@ pub fn take(arena: &mut Arena, slots: Slots<'_>, slot: SlotIndex) -> Result<(), 
     if slot.0 >= slots.len() {
         return Ok(());
     }
+    // Forgotten since its event: the inode had left the tree. Should it come back, it does so as a new entry of a directory.
+    if slots.ino(slot).is_none() {
+        let _ = slots.take_state(slot);
+        return Ok(());
+    }
     let index = match arena.taken[slot.0 as usize] {
         0 => {
             if !arena.dirty.push(TakenSlot { slot, state: 0, bits: END, through_entry: false }) {
