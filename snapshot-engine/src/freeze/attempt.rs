@@ -190,6 +190,7 @@ impl Attempts {
                 };
                 self.count += 1;
                 tracker.live().clear_felt();
+                let losses_seen = tracker.losses_seen();
                 let (ring, live, slots) = tracker.window_parts();
                 let mut window = Window {
                     ring,
@@ -203,6 +204,7 @@ impl Attempts {
                     } else {
                         self.policy.drain
                     },
+                    losses_seen,
                     captured_in: None,
                     cpus: self.cpus,
                     probe: self.policy.probe,

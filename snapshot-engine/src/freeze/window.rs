@@ -61,6 +61,8 @@ pub struct Window<'a, 'h> {
     pub budget: Duration,
     /// How long calls under way may take to end.
     pub drain: Duration,
+    /// [`Live::losses`] when every slot was looked at last.
+    pub losses_seen: u64,
     /// How long the capture alone took, once there was one.
     pub captured_in: Option<Duration>,
     /// CPUs whose spinners are looked at.
@@ -161,8 +163,9 @@ impl Window<'_, '_> {
         let drained = self.drained(gate, began)?;
         self.at(Moment::Drained);
         let stamp = self.live.stamp();
-        if stamp.lost != 0 && self.live.tasks_lost() != 0 && gate != Gate::Freezer {
-            return Err(Abandoned::Disturbed);
+        // T1: dirt that the ring does not name: a round looks at every slot.
+        if self.live.losses() != self.losses_seen {
+            return Err(Abandoned::TooMuch);
         }
         while let Some(record) = self.ring.next() {
             if let Some(index) = record.first_chunk::<4>() {
