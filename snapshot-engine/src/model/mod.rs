@@ -2,6 +2,7 @@
 
 pub mod dirty;
 pub mod fault;
+pub mod inode;
 pub mod nanos;
 pub mod options;
 pub mod paths;
