@@ -11,12 +11,15 @@
 //! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
 
 pub mod capture;
+pub mod chunk;
 pub mod container;
 pub mod demo;
 pub mod freeze;
+pub mod image;
 pub mod kernel;
 pub mod model;
 pub mod pipeline;
+pub mod rafs;
 mod seamless;
 pub mod store;
 pub mod telemetry;

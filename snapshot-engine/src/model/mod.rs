@@ -1,10 +1,12 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
+pub mod chunk;
 pub mod dirty;
 pub mod fault;
 pub mod inode;
 pub mod nanos;
 pub mod options;
+pub mod overlay;
 pub mod paths;
 pub mod pid;
 pub mod progress;
@@ -12,3 +14,4 @@ pub mod reference;
 pub mod residual;
 pub mod snapshot;
 pub mod target;
+pub mod tree;

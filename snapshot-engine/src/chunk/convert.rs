@@ -1,0 +1,204 @@
+//! A layer's files to one blob, on all cores.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::kernel::beneath::Dir;
+use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
+
+use super::ChunkError;
+use super::blob::{BlobFile, Known, Placer};
+use super::plan::{Plan, large_buffers};
+use super::worker;
+
+/// A regular file to read, as the walk saw it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Which directory it is in, an index into [`Job::dirs`].
+    pub dir: usize,
+    /// Its name there.
+    pub name: CString,
+    /// Its length.
+    pub size: u64,
+    /// Its inode number: what is opened must be the same.
+    pub ino: u64,
+    /// Whether it has fewer blocks than its size needs, so that holes are worth looking for.
+    pub sparse: bool,
+}
+
+/// What to convert.
+pub struct Job<'a> {
+    /// The root of the tree.
+    pub root: &'a Dir,
+    /// Directories by their path from the root; `.` for the root.
+    pub dirs: &'a [CString],
+    /// Files in tree order.
+    pub files: &'a [Source],
+    /// How to make chunks.
+    pub format: Format,
+    /// Chunks of other blobs that need not be stored again.
+    pub known: Known,
+    /// What this blob will be called in chunk references.
+    pub own: BlobIndex,
+    /// Where to put the blob.
+    pub blob_dir: &'a Path,
+    /// How many workers; 0 for one per CPU.
+    pub workers: usize,
+    /// Whether the blob must survive a crash once this returns.
+    pub sync: bool,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Converted {
+    /// The blob and its file; `None` if every chunk was known already.
+    pub blob: Option<(Blob, PathBuf)>,
+    /// The chunks of each file of the job.
+    pub contents: Vec<Vec<ChunkRef>>,
+    /// Raw bytes that were found again and not stored a second time.
+    pub saved: u64,
+}
+
+/// What the workers share.
+pub(super) struct Shared<'a> {
+    pub(super) job: Job<'a>,
+    pub(super) file: BlobFile,
+    pub(super) progress: &'a (dyn Fn(u64) + Sync),
+    plan: Mutex<Plan>,
+    turn: Mutex<u64>,
+    turned: Condvar,
+    pub(super) ordered: Mutex<Ordered>,
+    pub(super) known: RwLock<Known>,
+    failure: Mutex<Option<ChunkError>>,
+    failed: AtomicBool,
+}
+
+/// What only the worker whose turn it is touches.
+pub(super) struct Ordered {
+    pub(super) placer: Placer,
+    pub(super) contents: Vec<Vec<ChunkRef>>,
+}
+
+/// A panic elsewhere is reported by its own thread; the data behind the lock is then not used for a result.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared<'_> {
+    /// The next batch, unless all are done or one has failed.
+    pub(super) fn claim(&self, units: &mut Vec<super::plan::Unit>) -> Option<u64> {
+        if self.failed.load(Ordering::Acquire) { None } else { lock(&self.plan).claim(units) }
+    }
+
+    /// Waits until every batch before `batch` has been placed; `false` if one of them failed.
+    pub(super) fn wait_turn(&self, batch: u64) -> bool {
+        let turn = self
+            .turned
+            .wait_while(lock(&self.turn), |turn| *turn != batch && !self.failed.load(Ordering::Acquire))
+            .unwrap_or_else(PoisonError::into_inner);
+        *turn == batch && !self.failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn pass_turn(&self) {
+        *lock(&self.turn) += 1;
+        self.turned.notify_all();
+    }
+
+    /// Stops all workers; the first reason is kept.
+    pub(super) fn fail(&self, error: ChunkError) {
+        lock(&self.failure).get_or_insert(error);
+        // Under the turn's lock, so that no waiter checks before and sleeps after.
+        let turn = lock(&self.turn);
+        self.failed.store(true, Ordering::Release);
+        drop(turn);
+        self.turned.notify_all();
+    }
+
+    /// The path of a file for messages.
+    pub(super) fn path(&self, file: usize) -> PathBuf {
+        let Some(source) = self.job.files.get(file) else { return PathBuf::new() };
+        let dir = self.job.dirs.get(source.dir).map_or(&b""[..], |d| d.to_bytes());
+        Path::new(std::ffi::OsStr::from_bytes(dir)).join(std::ffi::OsStr::from_bytes(source.name.to_bytes()))
+    }
+}
+
+/// Workers to use: bounded so that all buffers together stay below 256 MiB.
+fn workers(asked: usize, format: Format) -> usize {
+    const MEMORY: usize = 192 << 20;
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // One more than CPUs: one may be waiting for its turn or the disk.
+    let wanted = if asked == 0 { cpus + 1 } else { asked };
+    // Read buffers, small ones, and the compressed copy.
+    let each = 2 * large_buffers(format.chunk_size) * format.chunk_size.bytes() as usize + (4 << 20);
+    wanted.clamp(1, (MEMORY / each).max(1))
+}
+
+/// Reads, digests, compresses and writes; `progress` is told the bytes as they are placed.
+///
+/// # Errors
+/// When a file cannot be read or has changed, or the blob cannot be written. Then nothing is left in the blob directory.
+pub fn convert(mut job: Job<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Converted, ChunkError> {
+    if job.files.is_empty() {
+        return Ok(Converted { blob: None, contents: Vec::new(), saved: 0 });
+    }
+    let workers = workers(job.workers, job.format);
+    let sizes = job.files.iter().map(|f| f.size).collect();
+    let shared = Shared {
+        file: BlobFile::create(job.blob_dir)?,
+        progress,
+        plan: Mutex::new(Plan::new(sizes, job.format.chunk_size)),
+        turn: Mutex::new(0),
+        turned: Condvar::new(),
+        ordered: Mutex::new(Ordered {
+            placer: Placer::new(job.format, job.own),
+            contents: vec![Vec::new(); job.files.len()],
+        }),
+        known: RwLock::new(std::mem::take(&mut job.known)),
+        failure: Mutex::new(None),
+        failed: AtomicBool::new(false),
+        job,
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                // A panicking worker must not leave the others waiting for its turn.
+                let guard = OnPanic(&shared);
+                if let Err(e) = worker::run(&shared) {
+                    shared.fail(e);
+                }
+                drop(guard);
+            });
+        }
+    });
+    if let Some(error) = lock(&shared.failure).take() {
+        return Err(error);
+    }
+    let Ordered { placer, contents } = shared.ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let saved = placer.saved;
+    let blob = match placer.finish() {
+        None => None,
+        Some((tail, blob)) => {
+            shared.file.write(&mut [std::io::IoSlice::new(&tail)], blob.data_size)?;
+            let path = shared.file.keep(&blob, shared.job.sync)?;
+            Some((blob, path))
+        }
+    };
+    Ok(Converted { blob, contents, saved })
+}
+
+struct OnPanic<'a, 'b>(&'a Shared<'b>);
+
+impl Drop for OnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(ChunkError::Worker);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;

@@ -1,0 +1,218 @@
+//! Converted lowers, kept by identity.
+//!
+//! ```text
+//! CACHE/layers/KEY     magic, checksum, the layer (postcard)      KEY = hash of path, dev, ino, ctime, options
+//! CACHE/blobs/ID       its blob
+//! CACHE/locks/KEY      flock: one engine converts, the others wait and find it
+//! ```
+//!
+//! A lower is immutable while an overlay uses it, so its root's identity and change time stand for its content. An entry
+//! that does not check out is converted again. Blobs are written before the entry that names them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::chunk::blob::Known;
+use crate::model::chunk::BlobIndex;
+use crate::model::overlay::Namespaces;
+
+use super::layer::{self, Conversion, Layer, Options};
+use super::{ImageError, Progress};
+
+/// First bytes of an entry; the number is the version of everything after it.
+const MAGIC: &[u8; 16] = b"snapshot-layer 1";
+/// Magic and checksum.
+const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
+
+/// A directory of converted lowers.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    dir: PathBuf,
+}
+
+/// A layer from the cache.
+#[derive(Debug)]
+pub struct Cached {
+    /// The layer, and its blob's file in the cache.
+    pub conversion: Conversion,
+    /// Whether it was there already.
+    pub hit: bool,
+}
+
+impl Cache {
+    /// The cache in a directory, which is made if need be.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(dir: &Path) -> Result<Cache, ImageError> {
+        for part in ["layers", "blobs", "locks"] {
+            let path = dir.join(part);
+            std::fs::create_dir_all(&path).map_err(ImageError::io("create", &path))?;
+        }
+        Ok(Cache { dir: dir.to_owned() })
+    }
+
+    /// Where blobs are, by id.
+    #[must_use]
+    pub fn blobs(&self) -> PathBuf {
+        self.dir.join("blobs")
+    }
+
+    /// The layer of a lower directory, from the cache or converted into it.
+    ///
+    /// # Errors
+    /// As [`layer::convert`], or when the cache cannot be written.
+    pub fn layer(
+        &self,
+        lower: &Path,
+        options: Options,
+        progress: &dyn Progress,
+    ) -> Result<Cached, ImageError> {
+        let key = key(lower, options).map_err(ImageError::io("read the lower layer", lower))?;
+        let lock_path = self.dir.join("locks").join(&key);
+        let lock = File::create(&lock_path).map_err(ImageError::io("create the lock", &lock_path))?;
+        // Held until `lock` is dropped, by the kernel's hand even if we are killed.
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(io::Error::from)
+            .map_err(ImageError::io("lock", &lock_path))?;
+        let entry = self.dir.join("layers").join(&key);
+        if let Some(conversion) = self.load(&entry, options) {
+            return Ok(Cached { conversion, hit: true });
+        }
+        let conversion = layer::convert(lower, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
+        self.store(&entry, &conversion.layer, options.sync)
+            .map_err(ImageError::io("write the cache entry", &entry))?;
+        Ok(Cached { conversion, hit: false })
+    }
+
+    /// An entry, if it is whole, and its blob too. The blob's bytes are not hashed, only its length is compared.
+    fn load(&self, entry: &Path, options: Options) -> Option<Conversion> {
+        let bytes = std::fs::read(entry).ok()?;
+        let (head, body) = bytes.split_at_checked(HEAD)?;
+        let checksum = head.strip_prefix(MAGIC)?;
+        if blake3::hash(body).as_bytes() != checksum {
+            tracing::warn!(entry = %entry.display(), "damaged cache entry: converting the layer again");
+            return None;
+        }
+        let layer: Layer = postcard::from_bytes(body).ok()?;
+        layer.tree.check().ok()?;
+        let blob_path = match &layer.blob {
+            None => None,
+            Some(blob) => {
+                let path = self.blobs().join(blob.id.to_string());
+                let whole = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == blob.file_size);
+                if !whole || blob.format != options.format {
+                    tracing::warn!(blob = %path.display(), "missing blob: converting the layer again");
+                    return None;
+                }
+                Some(path)
+            }
+        };
+        Some(Conversion { layer, blob_path, saved: 0, content: 0 })
+    }
+
+    fn store(&self, entry: &Path, layer: &Layer, sync: bool) -> io::Result<()> {
+        let body = postcard::to_stdvec(layer).map_err(io::Error::other)?;
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(blake3::hash(&body).as_bytes());
+        bytes.extend_from_slice(&body);
+        super::write_atomically(entry, &bytes, sync)
+    }
+}
+
+/// What stands for the content of a lower.
+fn key(lower: &Path, options: Options) -> io::Result<String> {
+    let path = lower.canonicalize()?;
+    let root = std::fs::metadata(&path)?;
+    let mut hash = blake3::Hasher::new();
+    let mut put = |bytes: &[u8]| {
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    put(MAGIC);
+    put(path.as_os_str().as_bytes());
+    for number in [root.dev(), root.ino(), root.ctime().cast_unsigned(), root.ctime_nsec().cast_unsigned()] {
+        put(&number.to_le_bytes());
+    }
+    let Options { format, namespaces, workers: _, sync: _ } = options;
+    put(format.compressor.to_string().as_bytes());
+    put(format.digester.to_string().as_bytes());
+    put(&format.chunk_size.bytes().to_le_bytes());
+    put(&[match namespaces {
+        Namespaces::Trusted => 0,
+        Namespaces::User => 1,
+        Namespaces::Both => 2,
+    }]);
+    Ok(hash.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Quiet;
+
+    fn options() -> Options {
+        Options { format: Default::default(), namespaces: Namespaces::Both, workers: 2, sync: false }
+    }
+
+    #[test]
+    fn entries_are_found_and_damage_is_repaired() -> Result<(), Box<dyn std::error::Error>> {
+        let lower = tempfile::tempdir()?;
+        std::fs::write(lower.path().join("a"), "content")?;
+        std::fs::create_dir(lower.path().join("d"))?;
+        std::fs::hard_link(lower.path().join("a"), lower.path().join("d/b"))?;
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::open(dir.path())?;
+        let first = cache.layer(lower.path(), options(), &Quiet)?;
+        assert!(!first.hit);
+        let again = cache.layer(lower.path(), options(), &Quiet)?;
+        assert!(again.hit);
+        assert_eq!(again.conversion.layer, first.conversion.layer);
+
+        let entry = dir.path().join("layers").join(key(lower.path(), options())?);
+        let whole = std::fs::read(&entry)?;
+        for cut in [0, 5, HEAD - 1, HEAD, whole.len() - 1] {
+            std::fs::write(&entry, &whole[..cut])?;
+            assert!(!cache.layer(lower.path(), options(), &Quiet)?.hit, "cut to {cut}");
+        }
+        for at in [0, HEAD - 1, HEAD + 3, whole.len() - 1] {
+            let mut bad = whole.clone();
+            bad[at] ^= 1;
+            std::fs::write(&entry, bad)?;
+            assert!(!cache.layer(lower.path(), options(), &Quiet)?.hit, "flipped at {at}");
+        }
+        let blob = first.conversion.blob_path.unwrap();
+        std::fs::remove_file(&blob)?;
+        assert!(!cache.layer(lower.path(), options(), &Quiet)?.hit);
+        assert!(blob.exists());
+
+        // Another content or other options are another entry.
+        std::fs::write(lower.path().join("new"), "x")?;
+        assert!(!cache.layer(lower.path(), options(), &Quiet)?.hit);
+        let other = Options { namespaces: Namespaces::User, ..options() };
+        assert!(!cache.layer(lower.path(), other, &Quiet)?.hit);
+        Ok(())
+    }
+
+    #[test]
+    fn concurrent_engines_convert_once() -> Result<(), Box<dyn std::error::Error>> {
+        let lower = tempfile::tempdir()?;
+        std::fs::write(lower.path().join("a"), vec![7; 3 << 20])?;
+        let dir = tempfile::tempdir()?;
+        let misses = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let cached =
+                        Cache::open(dir.path()).unwrap().layer(lower.path(), options(), &Quiet).unwrap();
+                    misses.fetch_add(usize::from(!cached.hit), std::sync::atomic::Ordering::Relaxed);
+                });
+            }
+        });
+        assert_eq!(misses.into_inner(), 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Layers become an image.
+//!
+//! ```text
+//! lower N  --walk, convert--> cache { tree, blob } \
+//! lower 1  --walk, convert--> cache { tree, blob }  } merge --> bootstrap --> OCI layout  oci:DIR:TAG
+//! upper    --walk, convert-->       { tree, blob } /
+//! ```
+//!
+//! Lowers never change, so what they become is kept by identity and options. The upper's chunks are looked for in all lowers'
+//! blobs first. [`build::build`] walks the whole way.
+
+pub mod build;
+pub mod cache;
+pub mod compare;
+pub mod layer;
+pub mod mount;
+pub mod oci;
+mod walk;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::chunk::ChunkError;
+use crate::model::overlay::OverlayError;
+use crate::model::tree::TreeError;
+use crate::rafs::RafsError;
+
+/// Why no image could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A tree could not be walked.
+    #[error("cannot read `{}` in the layer", path.display())]
+    Walk {
+        /// Path in the tree.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A tree that is larger than can be held.
+    #[error("the layer `{}` has more than {most} {what}: snapshot a smaller one", layer.display())]
+    TooLarge {
+        /// The layer's directory.
+        layer: PathBuf,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there may be.
+        most: u64,
+    },
+    /// Chunking failed.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// The layers do not go together.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// A layer is no tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The tree cannot be written as RAFS.
+    #[error(transparent)]
+    Rafs(#[from] RafsError),
+    /// A file of the engine's own could not be read or written.
+    #[error("cannot {what} `{}`", path.display())]
+    Io {
+        /// What was to be done with it.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The target's directory is there and is something else.
+    #[error("`{}` exists and is no OCI image layout: give an empty directory or a layout", dir.display())]
+    NotALayout {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The target's tag is there.
+    #[error("the target exists: `{}` has an image `{tag}` already: give another tag, or allow overwriting", dir.display())]
+    TargetExists {
+        /// The layout.
+        dir: PathBuf,
+        /// The tag.
+        tag: String,
+    },
+    /// A tag the layout's annotation cannot hold.
+    #[error("`{tag}` is no image tag: use letters, digits and `.-_:@/+`, beginning with a letter or digit")]
+    BadTag {
+        /// What was given.
+        tag: String,
+    },
+    /// A layout or a document in it that does not parse.
+    #[error("`{}` is damaged: remove it or repair it", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where it does not parse.
+        source: serde_json::Error,
+    },
+    /// The image cannot be mounted by the kernel.
+    #[error(
+        "only an uncompressed image can be mounted by the kernel: build it with compressor `none`, or serve it with nydusd"
+    )]
+    Compressed,
+    /// The mount was refused.
+    #[error("cannot mount `{}` as EROFS: file-backed mounts need Linux 6.12 and CAP_SYS_ADMIN", path.display())]
+    Mount {
+        /// The bootstrap.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl ImageError {
+    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+        move |source| ImageError::Io { what, path: path.to_owned(), source }
+    }
+}
+
+/// What is told of a long way's progress.
+pub trait Progress: Sync {
+    /// A stage begins.
+    fn stage(&self, name: &str);
+    /// Bytes done of this stage's total.
+    fn advance(&self, done_bytes: u64, total_bytes: u64);
+}
+
+/// Tells nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn stage(&self, _name: &str) {}
+    fn advance(&self, _done_bytes: u64, _total_bytes: u64) {}
+}
+
+/// Replaces a file by new bytes: whoever reads it sees the old or the new, whole.
+fn write_atomically(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    use std::io::Write as _;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
+    file.write_all(bytes)?;
+    if sync {
+        file.as_file().sync_all()?;
+    }
+    file.persist(path).map_err(|e| e.error)?;
+    if sync {
+        std::fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,453 @@
+//! An OCI image layout with a Nydus image in it: the target `oci:DIR:TAG`.
+//!
+//! ```text
+//! DIR/oci-layout                 {"imageLayoutVersion":"1.0.0"}
+//! DIR/index.json                 tag -> manifest       replaced last, by one rename, under a lock on DIR
+//! DIR/blobs/sha256/...           manifest, config, blob layers (hard links to the cache where possible), bootstrap layer
+//! ```
+//!
+//! Everything is on disk before `index.json` names it: a crash leaves at most blobs nobody names. Media types and
+//! annotations are those of nydusify and the nydus snapshotter (contrib/nydusify/pkg/utils/constant.go,
+//! nydus-snapshotter pkg/label/label.go).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use flate2::{Compression, GzBuilder};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::model::chunk::BlobId;
+
+use super::{ImageError, write_atomically};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const NYDUS_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
+const BOOTSTRAP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Where the snapshotter looks for the bootstrap in its layer.
+const BOOTSTRAP_NAME: &str = "image/image.boot";
+
+/// Where to put the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciTarget {
+    /// The layout's directory.
+    pub dir: PathBuf,
+    /// The image's name in it.
+    pub tag: String,
+    /// Whether an image of that name may be replaced.
+    pub overwrite: bool,
+}
+
+/// A text that is no target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no target: give oci:DIR:TAG")]
+pub struct BadTarget(pub String);
+
+impl FromStr for OciTarget {
+    type Err = BadTarget;
+
+    fn from_str(text: &str) -> Result<OciTarget, BadTarget> {
+        let bad = || BadTarget(text.to_owned());
+        let (dir, tag) = text.strip_prefix("oci:").and_then(|rest| rest.rsplit_once(':')).ok_or_else(bad)?;
+        if dir.is_empty() || !is_tag(tag) {
+            return Err(bad());
+        }
+        Ok(OciTarget { dir: dir.into(), tag: tag.to_owned(), overwrite: false })
+    }
+}
+
+/// The grammar of `org.opencontainers.image.ref.name` (image-spec, annotations.md).
+fn is_tag(tag: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric();
+    tag.starts_with(word) && tag.ends_with(word) && tag.chars().all(|c| word(c) || "-._:@/+".contains(c))
+}
+
+/// What the image's config says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// Default arguments.
+    pub cmd: Vec<String>,
+    /// What is run.
+    pub entrypoint: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// User, or user:group.
+    pub user: String,
+    /// Working directory.
+    pub workdir: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Ports as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Paths of volumes.
+    pub volumes: Vec<String>,
+    /// Signal that stops the container.
+    pub stop_signal: String,
+    /// Who made the snapshot.
+    pub author: String,
+    /// Why.
+    pub message: String,
+    /// The command that made it.
+    pub created_by: String,
+    /// Architecture as Go names it; empty for this machine's.
+    pub architecture: String,
+    /// How the base came about: its own history entries, in the form of the image config.
+    pub base_history: Vec<Value>,
+}
+
+/// A blob to put into the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobLayer {
+    /// Its id.
+    pub id: BlobId,
+    /// Where it is now.
+    pub path: PathBuf,
+    /// Its length.
+    pub size: u64,
+}
+
+/// The digest of a manifest, as `sha256:HEX`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ManifestDigest(pub String);
+
+/// Whether an image could be written to the target: to be asked before the work is done.
+///
+/// # Errors
+/// [`ImageError::TargetExists`], [`ImageError::NotALayout`], and what comes of reading it.
+pub fn check(target: &OciTarget) -> Result<(), ImageError> {
+    if !is_tag(&target.tag) {
+        return Err(ImageError::BadTag { tag: target.tag.clone() });
+    }
+    let index = match is_layout(&target.dir)? {
+        true => read_index(&target.dir)?,
+        false => return Ok(()),
+    };
+    if !target.overwrite && index.iter_tags().any(|tag| tag == target.tag) {
+        return Err(ImageError::TargetExists { dir: target.dir.clone(), tag: target.tag.clone() });
+    }
+    Ok(())
+}
+
+/// Writes the image. If the tag stands for the very same image already, that is success: bytes depend on the arguments alone,
+/// so that a try that was killed can be repeated.
+///
+/// # Errors
+/// As [`check`], and when the layout cannot be written; then `index.json` is as it was.
+pub fn write(
+    target: &OciTarget,
+    bootstrap: &[u8],
+    blobs: &[BlobLayer],
+    config: &ImageConfig,
+    created: SystemTime,
+    sync: bool,
+) -> Result<ManifestDigest, ImageError> {
+    if !is_tag(&target.tag) {
+        return Err(ImageError::BadTag { tag: target.tag.clone() });
+    }
+    is_layout(&target.dir)?;
+    let store = target.dir.join("blobs/sha256");
+    std::fs::create_dir_all(&store).map_err(ImageError::io("create", &store))?;
+    // One writer at a time; the kernel lets go of it when the descriptor is closed, however that comes about.
+    let lock = File::open(&target.dir).map_err(ImageError::io("open", &target.dir))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(io::Error::from)
+        .map_err(ImageError::io("lock", &target.dir))?;
+    let marker = target.dir.join("oci-layout");
+    if !marker.exists() {
+        let text = json!({"imageLayoutVersion": "1.0.0"}).to_string();
+        write_atomically(&marker, text.as_bytes(), sync).map_err(ImageError::io("write", &marker))?;
+    }
+
+    let mut layers = Vec::new();
+    let mut diff_ids = Vec::new();
+    for blob in blobs {
+        let path = store.join(blob.id.to_string());
+        place(&blob.path, &path, blob.size, sync).map_err(ImageError::io("place the blob", &path))?;
+        let digest = format!("sha256:{}", blob.id);
+        layers.push(json!({
+            "mediaType": NYDUS_BLOB,
+            "digest": digest,
+            "size": blob.size,
+            "annotations": {
+                "containerd.io/snapshot/nydus-blob": "true",
+                "containerd.io/uncompressed": digest,
+            },
+        }));
+        diff_ids.push(digest);
+    }
+    let tar = bootstrap_tar(bootstrap).map_err(ImageError::io("pack", Path::new(BOOTSTRAP_NAME)))?;
+    let diff_id = digest(&tar);
+    let packed = gzip(&tar).map_err(ImageError::io("compress", Path::new(BOOTSTRAP_NAME)))?;
+    let mut layer = put(&store, BOOTSTRAP, &packed, sync)?;
+    layer["annotations"] = json!({
+        "containerd.io/snapshot/nydus-bootstrap": "true",
+        "containerd.io/snapshot/nydus-fs-version": "6",
+        "containerd.io/uncompressed": diff_id,
+    });
+    layers.push(layer);
+    diff_ids.push(diff_id);
+
+    let created = rfc3339(created);
+    let config = put(&store, CONFIG, &pretty(&config_document(config, &created, &diff_ids)), sync)?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config,
+        "layers": layers,
+        "annotations": {"org.opencontainers.image.created": created},
+    });
+    let mut descriptor = put(&store, MANIFEST, &pretty(&manifest), sync)?;
+    let name = ManifestDigest(descriptor["digest"].as_str().unwrap_or_default().to_owned());
+    descriptor["annotations"] = json!({REF_NAME: target.tag});
+    if sync {
+        for dir in [&store, &target.dir.join("blobs"), &target.dir] {
+            File::open(dir).and_then(|d| d.sync_all()).map_err(ImageError::io("sync", dir))?;
+        }
+    }
+    let mut index = read_index(&target.dir)?;
+    match index.get(&target.tag) {
+        // An earlier try that was killed after its last step.
+        Some(there) if there == name.0 => return Ok(name),
+        Some(_) if !target.overwrite => {
+            return Err(ImageError::TargetExists { dir: target.dir.clone(), tag: target.tag.clone() });
+        }
+        _ => {}
+    }
+    index.set(&target.tag, descriptor);
+    let path = target.dir.join("index.json");
+    write_atomically(&path, &pretty(&index.document), sync).map_err(ImageError::io("write", &path))?;
+    Ok(name)
+}
+
+struct Index {
+    document: Value,
+}
+
+impl Index {
+    fn iter_tags(&self) -> impl Iterator<Item = &str> {
+        let manifests = self.document["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
+        manifests.iter().filter_map(|m| m["annotations"][REF_NAME].as_str())
+    }
+
+    /// The digest a tag stands for.
+    fn get(&self, tag: &str) -> Option<&str> {
+        let manifests = self.document["manifests"].as_array()?;
+        let of_tag = manifests.iter().find(|m| m["annotations"][REF_NAME].as_str() == Some(tag))?;
+        Some(of_tag["digest"].as_str().unwrap_or_default())
+    }
+
+    fn set(&mut self, tag: &str, descriptor: Value) {
+        let manifests = self.document["manifests"].as_array().cloned().unwrap_or_default();
+        let others = manifests.into_iter().filter(|m| m["annotations"][REF_NAME].as_str() != Some(tag));
+        self.document["manifests"] = others.chain([descriptor]).collect();
+    }
+}
+
+/// Whether the directory is a layout; `false` when there is nothing yet.
+fn is_layout(dir: &Path) -> Result<bool, ImageError> {
+    let marker = dir.join("oci-layout");
+    match std::fs::read(&marker) {
+        Ok(bytes) => {
+            let document: Value = serde_json::from_slice(&bytes)
+                .map_err(|source| ImageError::Damaged { path: marker, source })?;
+            match document["imageLayoutVersion"].as_str() {
+                Some(version) if version.starts_with("1.") => Ok(true),
+                _ => Err(ImageError::NotALayout { dir: dir.to_owned() }),
+            }
+        }
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            // What an interrupted first writer leaves is an empty directory with an empty store.
+            match std::fs::read_dir(dir) {
+                Ok(entries) => {
+                    for entry in entries {
+                        let entry = entry.map_err(ImageError::io("list", dir))?;
+                        let name = entry.file_name();
+                        if name != "blobs" && !name.as_encoded_bytes().starts_with(b".new-") {
+                            return Err(ImageError::NotALayout { dir: dir.to_owned() });
+                        }
+                    }
+                    Ok(false)
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(_) => Err(ImageError::NotALayout { dir: dir.to_owned() }),
+            }
+        }
+        Err(source) => Err(ImageError::Io { what: "read", path: marker, source }),
+    }
+}
+
+fn read_index(dir: &Path) -> Result<Index, ImageError> {
+    let path = dir.join("index.json");
+    let document = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|source| ImageError::Damaged { path: path.clone(), source })?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
+        }
+        Err(source) => return Err(ImageError::Io { what: "read", path, source }),
+    };
+    match document {
+        Value::Object(_) => Ok(Index { document }),
+        _ => Err(ImageError::NotALayout { dir: dir.to_owned() }),
+    }
+}
+
+/// Brings a blob into the store: a hard link where the file system allows, else a copy (a clone where it can).
+fn place(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<()> {
+    if std::fs::metadata(to).is_ok_and(|m| m.len() == size) {
+        return Ok(());
+    }
+    match std::fs::remove_file(to) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    if std::fs::hard_link(from, to).is_err() {
+        let dir = to.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
+        // `copy_file_range` underneath, which clones on XFS and btrfs.
+        io::copy(&mut File::open(from)?, file.as_file_mut())?;
+        file.persist(to).map_err(|e| e.error)?;
+    }
+    if sync { File::open(to)?.sync_all() } else { Ok(()) }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// Stores bytes under their digest and gives their descriptor.
+fn put(store: &Path, media_type: &str, bytes: &[u8], sync: bool) -> Result<Value, ImageError> {
+    let digest = digest(bytes);
+    let path = store.join(digest.trim_start_matches("sha256:"));
+    write_atomically(&path, bytes, sync).map_err(ImageError::io("write", &path))?;
+    Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
+}
+
+fn pretty(document: &Value) -> Vec<u8> {
+    document.to_string().into_bytes()
+}
+
+fn bootstrap_tar(bootstrap: &[u8]) -> io::Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::with_capacity(bootstrap.len() + 4096));
+    let header = |kind, mode, size| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size);
+        header
+    };
+    tar.append_data(&mut header(tar::EntryType::Directory, 0o755, 0), "image/", io::empty())?;
+    let mut file = header(tar::EntryType::Regular, 0o644, bootstrap.len() as u64);
+    tar.append_data(&mut file, BOOTSTRAP_NAME, bootstrap)?;
+    tar.into_inner()
+}
+
+fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    // No time and no name in the header: equal bootstraps give equal layers.
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
+    gzip.write_all(bytes)?;
+    gzip.finish()
+}
+
+fn config_document(config: &ImageConfig, created: &str, diff_ids: &[String]) -> Value {
+    let mut run = serde_json::Map::new();
+    let mut set = |name: &str, value: Value, empty: bool| {
+        if !empty {
+            run.insert(name.to_owned(), value);
+        }
+    };
+    let names = |list: &[String]| Value::Object(list.iter().map(|n| (n.clone(), json!({}))).collect());
+    set("Cmd", json!(config.cmd), config.cmd.is_empty());
+    set("Entrypoint", json!(config.entrypoint), config.entrypoint.is_empty());
+    set("Env", json!(config.env), config.env.is_empty());
+    set("User", json!(config.user), config.user.is_empty());
+    set("WorkingDir", json!(config.workdir), config.workdir.is_empty());
+    set("Labels", json!(config.labels), config.labels.is_empty());
+    set("ExposedPorts", names(&config.exposed_ports), config.exposed_ports.is_empty());
+    set("Volumes", names(&config.volumes), config.volumes.is_empty());
+    set("StopSignal", json!(config.stop_signal), config.stop_signal.is_empty());
+
+    // The base's layers are no layers of this image: its history is told, but counts no layer.
+    let mut history: Vec<Value> = config.base_history.clone();
+    for entry in &mut history {
+        if entry.is_object() {
+            entry["empty_layer"] = json!(true);
+        }
+    }
+    for _ in 1..diff_ids.len() {
+        history.push(json!({"created": created, "created_by": "snapshot-engine: blob"}));
+    }
+    let by = if config.created_by.is_empty() { "snapshot-engine" } else { &config.created_by };
+    let mut last = json!({"created": created, "created_by": by});
+    if !config.message.is_empty() {
+        last["comment"] = json!(config.message);
+    }
+    if !config.author.is_empty() {
+        last["author"] = json!(config.author);
+    }
+    history.push(last);
+
+    let architecture = match config.architecture.as_str() {
+        "" => go_architecture(std::env::consts::ARCH),
+        given => given,
+    };
+    let mut document = json!({
+        "created": created,
+        "architecture": architecture,
+        "os": "linux",
+        "config": run,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        "history": history,
+    });
+    if !config.author.is_empty() {
+        document["author"] = json!(config.author);
+    }
+    document
+}
+
+fn go_architecture(rust: &str) -> &str {
+    match rust {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// A time as RFC 3339 in UTC, to the second.
+fn rfc3339(time: SystemTime) -> String {
+    let secs = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_secs()).unwrap_or(0),
+        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(0),
+    };
+    let (days, rest) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
+    // Days to a date of the Gregorian calendar, counted in years that begin with March (H. Hinnant,
+    // "chrono-Compatible Low-Level Date Algorithms", civil_from_days).
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let of_era = z.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let march_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = year + era * 400 + i64::from(month <= 2);
+    let (h, m, s) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}Z")
+}
+
+#[cfg(test)]
+#[path = "oci_tests.rs"]
+mod tests;

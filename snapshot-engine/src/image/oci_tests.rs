@@ -1,0 +1,119 @@
+use std::time::Duration;
+
+use super::*;
+
+fn target(dir: &Path, tag: &str, overwrite: bool) -> OciTarget {
+    OciTarget { dir: dir.to_owned(), tag: tag.to_owned(), overwrite }
+}
+
+fn blob(dir: &Path) -> BlobLayer {
+    let bytes = b"blob bytes";
+    let id = BlobId(Sha256::digest(bytes).into());
+    let path = dir.join(id.to_string());
+    std::fs::write(&path, bytes).unwrap();
+    BlobLayer { id, path, size: bytes.len() as u64 }
+}
+
+fn read(store: &Path, digest: &str) -> Vec<u8> {
+    let bytes = std::fs::read(store.join(digest.trim_start_matches("sha256:"))).unwrap();
+    assert_eq!(super::digest(&bytes), digest);
+    bytes
+}
+
+#[test]
+fn layouts_are_valid_and_tags_add_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("deep/layout");
+    let blob = blob(dir.path());
+    let config = ImageConfig { cmd: vec!["/bin/sh".into()], message: "why".into(), ..ImageConfig::default() };
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let one =
+        write(&target(&out, "v1", false), b"boot", std::slice::from_ref(&blob), &config, time, true).unwrap();
+    let two = write(&target(&out, "v2", false), b"boot two", &[], &config, time, false).unwrap();
+    assert_ne!(one, two);
+    let index: Value = serde_json::from_slice(&std::fs::read(out.join("index.json")).unwrap()).unwrap();
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
+    assert_eq!(index["manifests"][0]["annotations"][REF_NAME], "v1");
+
+    let store = out.join("blobs/sha256");
+    let manifest: Value = serde_json::from_slice(&read(&store, &one.0)).unwrap();
+    let config: Value =
+        serde_json::from_slice(&read(&store, manifest["config"]["digest"].as_str().unwrap())).unwrap();
+    assert_eq!(config["config"]["Cmd"][0], "/bin/sh");
+    assert_eq!(config["created"], "2023-11-14T22:13:20Z");
+    let layers = manifest["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), config["rootfs"]["diff_ids"].as_array().unwrap().len());
+    assert_eq!(layers.len(), config["history"].as_array().unwrap().len());
+    assert_eq!(read(&store, layers[0]["digest"].as_str().unwrap()), b"blob bytes");
+    assert_eq!(layers[0]["mediaType"], NYDUS_BLOB);
+    let packed = read(&store, layers[1]["digest"].as_str().unwrap());
+    let mut tar = Vec::new();
+    io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed[..]), &mut tar).unwrap();
+    assert_eq!(digest(&tar), config["rootfs"]["diff_ids"][1].as_str().unwrap());
+    let mut archive = tar::Archive::new(&tar[..]);
+    let names: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
+    assert_eq!(names, [Path::new("image/"), Path::new("image/image.boot")]);
+    assert_eq!(layers[1]["annotations"]["containerd.io/snapshot/nydus-fs-version"], "6");
+
+    // The same image again, and another one of the same tag.
+    let same = write(&target(&out, "v2", false), b"boot two", &[], &ImageConfig::default(), time, false);
+    assert!(matches!(same, Err(ImageError::TargetExists { .. })), "another config is another image");
+    let repeated =
+        ImageConfig { cmd: vec!["/bin/sh".into()], message: "why".into(), ..ImageConfig::default() };
+    assert_eq!(write(&target(&out, "v2", false), b"boot two", &[], &repeated, time, false).unwrap(), two);
+    let again = write(&target(&out, "v1", false), b"x", &[], &ImageConfig::default(), time, false);
+    assert!(matches!(again, Err(ImageError::TargetExists { tag, .. }) if tag == "v1"));
+    let three = write(&target(&out, "v1", true), b"x", &[], &ImageConfig::default(), time, false).unwrap();
+    let index = read_index(&out).unwrap();
+    assert_eq!(index.iter_tags().count(), 2);
+    assert!(index.document.to_string().contains(&three.0) && !index.document.to_string().contains(&one.0));
+}
+
+#[test]
+fn other_directories_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("precious"), "x").unwrap();
+    let bad = |path: &Path| check(&target(path, "t", true));
+    assert!(matches!(bad(dir.path()), Err(ImageError::NotALayout { .. })));
+    assert!(matches!(bad(&dir.path().join("precious")), Err(ImageError::NotALayout { .. })));
+    assert!(bad(&dir.path().join("new")).is_ok());
+    assert!(matches!(check(&target(dir.path(), "-t", true)), Err(ImageError::BadTag { .. })));
+    std::fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    assert!(bad(dir.path()).is_ok());
+    std::fs::write(dir.path().join("index.json"), "{").unwrap();
+    assert!(matches!(bad(dir.path()), Err(ImageError::Damaged { .. })));
+}
+
+#[test]
+fn concurrent_writers_all_get_their_tag() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("layout");
+    std::thread::scope(|scope| {
+        for i in 0..8 {
+            let out = &out;
+            scope.spawn(move || {
+                let target = target(out, &format!("t{i}"), false);
+                write(&target, b"b", &[], &ImageConfig::default(), SystemTime::UNIX_EPOCH, false).unwrap();
+            });
+        }
+    });
+    assert_eq!(read_index(&out).unwrap().iter_tags().count(), 8);
+}
+
+#[test]
+fn targets_parse() {
+    let got: OciTarget = "oci:/a:b/dir:v1.0".parse().unwrap();
+    assert_eq!((got.dir.to_str(), got.tag.as_str()), (Some("/a:b/dir"), "v1.0"));
+    for bad in ["", "oci:", "oci:dir", "oci::tag", "oci:dir:", "docker:dir:tag", "oci:dir:.x"] {
+        assert!(bad.parse::<OciTarget>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn times_are_dates() {
+    let at = |secs: u64| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(secs));
+    assert_eq!(at(0), "1970-01-01T00:00:00Z");
+    assert_eq!(at(951_826_154), "2000-02-29T12:09:14Z");
+    assert_eq!(at(4_102_444_799), "2099-12-31T23:59:59Z");
+    assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1969-12-31T23:59:59Z");
+}
