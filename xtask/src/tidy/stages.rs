@@ -33,7 +33,8 @@ const MODULES: [(&str, May); 19] = [
     // while writers are held.
     ("freeze", May::Ground(&["track"])),
     ("capture", May::Ground(&[])),
-    ("chunk", May::Ground(&[])),
+    // A blob ends with what the format says of its chunks: pure bytes.
+    ("chunk", May::Ground(&["rafs::blob"])),
     // A pure format: not even the ground's doors, so that readers can be fuzzed and writers tested on bytes.
     ("rafs", May::Only(&["model"])),
     // An image is made of blobs and a bootstrap: it drives the chunker and the format's writer.
