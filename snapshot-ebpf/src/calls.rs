@@ -46,7 +46,7 @@ static CPUS: Array<CpuStop> = Array::with_max_entries(MAX_CPUS, MMAPABLE);
 /// The target the running task belongs to.
 #[inline(always)]
 fn membership(control: *mut Control, task: Ref) -> bool {
-    // SAFETY: map values, here and below.
+    // SAFETY: a map value.
     let len = unsafe { core::ptr::read_volatile(&raw const (*control).targets_len) };
     let namespace = task.follow(constant!(OFFSETS.task_nsproxy)).follow(constant!(OFFSETS.nsproxy_mnt));
     let inum: u32 = namespace.get(constant!(OFFSETS.mnt_inum)).unwrap_or(0);
@@ -55,6 +55,7 @@ fn membership(control: *mut Control, task: Ref) -> bool {
         if i as u64 >= len {
             return false;
         }
+        // SAFETY: a map value, and `i` is in bounds of the array.
         let target = unsafe { core::ptr::read_volatile(&raw const (*control).targets[i]) };
         if inum != 0 && inum == target.mount_namespace {
             return true;
@@ -172,10 +173,11 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     } else {
         CALLS.get(number as u32).copied().unwrap_or(CALL_PATH)
     };
-    // SAFETY: map values, here and below.
+    // SAFETY: a map value.
     let note = unsafe { core::ptr::read_volatile(&raw const (*control).note_tasks) } != 0;
     let ids = bpf_get_current_pid_tgid();
     if class == CALL_PROBE {
+        // SAFETY: a map value.
         if unsafe { core::ptr::read_volatile(&raw const (*control).probe_tgid) } == ids >> 32 {
             probe(control, task, regs);
         }
@@ -199,6 +201,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     }
     let Some(inside) = inside else {
         // The call cannot be counted out, so it must not be counted in: from now on only the freezer will do.
+        // SAFETY: a map value.
         unsafe { fetch_add(&raw mut (*control).tasks_lost, 1) };
         warn!(&ctx, "task table full: task {} cannot be counted", tid);
         return 0;

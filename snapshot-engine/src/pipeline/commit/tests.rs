@@ -54,7 +54,7 @@ fn a_commit_completes_and_is_remembered() {
     let done = store.status(id).unwrap();
     assert_eq!((done.state, done.interrupted, done.pid), (State::Completed, false, None));
     assert!((done.progress - 1.0).abs() < 1e-9);
-    assert_eq!(telemetry::load(&store).unwrap().figures()[0].count, 1);
+    assert_eq!(pauses::load(&store).unwrap().figures()[0].count, 1);
     store.remove(id).unwrap();
     assert_eq!(directories(work.path()), 0);
 }
