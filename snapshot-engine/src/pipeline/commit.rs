@@ -30,7 +30,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     let began = Instant::now();
     let CommitRequest { container, target, options } = request;
     options.validate()?;
-    preflight::privileges(&options)?;
+    preflight::privileges()?;
     let target = target
         .clone()
         .absolute()

@@ -17,7 +17,7 @@ fn request(work: &Path) -> CommitRequest {
 
 /// The cut checks privileges first; without them these tests have nothing to test.
 fn privileged() -> bool {
-    let ok = preflight::privileges(&CommitOptions::default()).is_ok();
+    let ok = preflight::privileges().is_ok();
     assert!(ok || std::env::var_os("CI").is_none(), "CI must run these tests as root");
     if !ok {
         eprintln!("skipped: needs CAP_SYS_ADMIN and CAP_BPF");
