@@ -98,7 +98,7 @@ impl Tracker {
             return Err(Error::Targets { max: MAX_TARGETS });
         }
         let object = object::object()?;
-        let types = offsets::btf()?;
+        let types = super::btf::Btf::of_kernel()?;
         let offsets = offsets::offsets(&types, fs == FileSystem::Xfs)?;
         let programs = present(&types, fs)?;
         drop(types);
@@ -304,10 +304,10 @@ fn program_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoin
 }
 
 /// The programs this kernel has, in the order they are attached.
-fn present(btf: &btf_rs::Btf, fs: FileSystem) -> Result<Vec<Program>, Error> {
+fn present(btf: &super::btf::Btf, fs: FileSystem) -> Result<Vec<Program>, Error> {
     let mut programs = Vec::new();
     for program in fs.programs().chain(CALLS.iter().copied()) {
-        if offsets::has_tracepoint(btf, program.name) {
+        if btf.has_tracepoint(program.name) {
             programs.push(program);
         } else if program.required {
             return Err(Error::NoTracepoint { name: program.name, fs: format!("{fs:?}").to_lowercase() });
