@@ -220,6 +220,9 @@ struct Entering {
     control: *mut Control,
     phase: u64,
     expired: u64,
+    /// The last turn counts the call in whatever the fence says.
+    last: u64,
+    counted: u64,
 }
 
 /// One turn: counts the call in if the fence is down (1: done), otherwise leaves it out (0: another turn).
@@ -234,7 +237,7 @@ unsafe extern "C" fn turn(_: u32, context: *mut c_void) -> i64 {
         fetch_add(counter, 1);
         let until = core::ptr::read_volatile(&raw const (*control).fence_until);
         if until != 0 && constant!(SETTINGS.fault) != FAULT_NO_FENCE {
-            if bpf_ktime_get_ns() < until {
+            if core::ptr::read_volatile(&raw const (*entering).last) == 0 && bpf_ktime_get_ns() < until {
                 fetch_add(counter, !0);
                 return 0;
             }
@@ -242,6 +245,7 @@ unsafe extern "C" fn turn(_: u32, context: *mut c_void) -> i64 {
             (*entering).expired = 1;
         }
         (*entering).phase = phase;
+        (*entering).counted = 1;
     }
     1
 }
@@ -251,13 +255,18 @@ fn enter(ctx: &BtfTracePointContext, control: *mut Control, inside: *mut u64) {
     if constant!(SETTINGS.fault) == FAULT_NO_COUNT {
         return;
     }
-    let mut entering = Entering { control, phase: 0, expired: 0 };
+    let mut entering = Entering { control, phase: 0, expired: 0, last: 0, counted: 0 };
     let context = (&raw mut entering).cast::<c_void>();
     // SAFETY: map values and this stack frame; the callback keeps to them.
     unsafe {
         let began = if turn(0, context) == 0 {
             let began = bpf_ktime_get_ns();
             bpf_loop(TURNS, turn as *mut c_void, context, 0);
+            if core::ptr::read_volatile(&raw const entering.counted) == 0 {
+                // The loop ended before the fence did. The call goes on, and since it will be counted out it must be counted in.
+                core::ptr::write_volatile(&raw mut entering.last, 1);
+                turn(0, context);
+            }
             began
         } else {
             0

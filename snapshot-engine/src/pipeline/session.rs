@@ -175,10 +175,11 @@ impl Session {
             // an instant in which a pause would be taken for ours; no kernel interface closes it.
             let paused = self.target.cgroup.is_frozen().map_err(io)?;
             let allowed = Allowed { freezer_only, paused, freezer: self.freezer.as_ref() };
-            let began = SystemTime::now();
             match self.attempts.run(&mut self.tracker, &hot, allowed).map_err(io)? {
                 Outcome::Cut(pause) => {
                     drop(hot);
+                    // Behind the cut: a change without an event may have been made until then, also after the attempts began.
+                    let until = SystemTime::now();
                     let (inodes, bytes) = self.attempts.arena().captured();
                     self.take_in()?;
                     if paused && !self.target.cgroup.is_frozen().map_err(io)? {
@@ -187,7 +188,7 @@ impl Session {
                         last = Abandoned::Disturbed;
                         continue;
                     }
-                    if self.skipped()? || self.sweep_after(began)? {
+                    if self.skipped()? || self.sweep_after(until)? {
                         last = Abandoned::Disturbed;
                         continue;
                     }
@@ -293,12 +294,12 @@ impl Session {
     }
 
     /// T6, after the window: true if something had changed before the cut without an event, so that the cut is void.
-    fn sweep_after(&mut self, cut: SystemTime) -> Result<bool, Error> {
-        let cut = cut.duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn sweep_after(&mut self, until: SystemTime) -> Result<bool, Error> {
+        let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut void = false;
         for d in self.missed()? {
             self.misses += 1;
-            let before = Duration::new(u64::try_from(d.ctime.0).unwrap_or(0), d.ctime.1) < cut;
+            let before = Duration::new(u64::try_from(d.ctime.0).unwrap_or(0), d.ctime.1) <= until;
             tracing::warn!(path = %d.path.display(), what = ?d.what, before, "the tracker missed a change; please report this");
             self.tracker.put_back(&[whole(d.ino)]);
             void |= before;
