@@ -21,7 +21,7 @@ enum May {
 }
 
 /// Every module, with the reason for what it may use beyond the ground.
-const MODULES: [(&str, May); 18] = [
+const MODULES: [(&str, May); 19] = [
     // The ground itself stands on nothing above it.
     ("model", May::Only(&[])),
     ("kernel", May::Only(&["model"])),
@@ -40,6 +40,8 @@ const MODULES: [(&str, May); 18] = [
     ("registry", May::Ground(&[])),
     ("store", May::Ground(&[])),
     ("demo", May::All),
+    // It shows the engine and judges it, as a user would who has all its parts in hand.
+    ("showcase", May::All),
     ("pipeline", May::All),
     ("service", May::All),
     ("snapshotter", May::All),
