@@ -262,6 +262,7 @@ impl Layers {
             config: ImageConfig::default(),
             created: SystemTime::now(),
             sync: false,
+            resumed: false,
         };
         Ok(build(&request, &Quiet)?)
     }

@@ -6,7 +6,8 @@
 //!        ├─ none:    at most `none_tries` looks, nobody is held
 //!        ├─ fence:   at most `fence_tries`, `pause` apart: a writer that was descheduled inside its call needs a core to leave it
 //!        └─ freezer: once more with everybody stopped
-//!   Cold, TooMuch, Deadline end the attempts at once: a round makes them succeed
+//!   Cold, TooMuch, Estimate end the attempts at once: a round makes them succeed. So does Deadline, but for the freezer:
+//!   there it was mostly the tasks' way into it that took so long, and the next one may be quicker
 //! ```
 
 use std::collections::BTreeMap;
@@ -143,14 +144,17 @@ impl Attempts {
             }
         }
         if let Some(freezer) = allowed.freezer {
-            gates.push((Hold::Freezer(freezer), 2));
+            gates.push((Hold::Freezer(freezer), 3));
         }
         gates.retain(|(hold, _)| self.policy.choice.allows(hold.gate()));
         for (hold, tries) in gates {
             for _ in 0..tries {
                 match self.attempt(tracker, hot, hold)? {
                     Ok(pause) => return Ok(Outcome::Cut(pause)),
-                    Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Deadline)) => {
+                    Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Estimate)) => {
+                        return Ok(Outcome::Round(why));
+                    }
+                    Err(why @ Abandoned::Deadline) if !matches!(hold, Hold::Freezer(_)) => {
                         return Ok(Outcome::Round(why));
                     }
                     Err(why) => {
@@ -199,16 +203,20 @@ impl Attempts {
                     } else {
                         self.policy.drain
                     },
+                    captured_in: None,
                     cpus: self.cpus,
                     probe: self.policy.probe,
                 };
                 let began = super::reader::now();
                 let result = window.attempt(hold);
+                let captured_in = window.captured_in;
                 let took = Duration::from_nanos(super::reader::now() - began);
                 if let Some(freezer) = armed {
                     freezer.disarm()?;
                 }
-                self.learn(took, result.is_ok());
+                if let Some(took) = captured_in {
+                    self.learn(took);
+                }
                 self.measure(tracker, hold, took, result)
             }
             Err(why) => Err(why),
@@ -244,7 +252,7 @@ impl Attempts {
         }
         let work = self.work();
         // Headroom: the drain, and what becomes dirty until the gate is up.
-        if self.estimate.of(work) + self.policy.drain > budget { Err(Abandoned::Deadline) } else { Ok(()) }
+        if self.estimate.of(work) + self.policy.drain > budget { Err(Abandoned::Estimate) } else { Ok(()) }
     }
 
     fn work(&self) -> Work {
@@ -252,15 +260,13 @@ impl Attempts {
         Work { inodes: self.arena.inodes(), bytes: blocks << snapshot_ebpf::BLOCK_SHIFT, entries: 0 }
     }
 
-    fn learn(&mut self, took: Duration, captured: bool) {
-        if captured {
-            let work = Work {
-                inodes: self.arena.stats.len() as u64,
-                bytes: self.arena.data_bytes,
-                entries: self.arena.entries,
-            };
-            self.estimate.learn(work, took);
-        }
+    fn learn(&mut self, took: Duration) {
+        let work = Work {
+            inodes: self.arena.stats.len() as u64,
+            bytes: self.arena.data_bytes,
+            entries: self.arena.entries,
+        };
+        self.estimate.learn(work, took);
     }
 
     /// Completes the measurement: what the held tasks felt is known once they have gone on.

@@ -13,7 +13,9 @@ pub enum Abandoned {
     Disturbed,
     /// The fence let somebody through (G2, G3).
     Expired,
-    /// The budget would have been exceeded (G5).
+    /// Capturing what is dirty was expected to take longer than the budget (G5).
+    Estimate,
+    /// The budget was used up (G5).
     Deadline,
     /// The arena or its lists are full.
     TooMuch,
@@ -35,7 +37,8 @@ impl std::fmt::Display for Abandoned {
             Abandoned::NotDrained => "a call that was under way did not end in time",
             Abandoned::Disturbed => "a writer got in before the copy was complete",
             Abandoned::Expired => "the fence's deadline passed",
-            Abandoned::Deadline => "the budget would have been exceeded",
+            Abandoned::Estimate => "capturing what was dirty would have taken longer than the budget",
+            Abandoned::Deadline => "the budget was used up",
             Abandoned::TooMuch => "more was dirty than the arena holds",
             Abandoned::Cold => "an inode had changed that was not made ready",
             Abandoned::Mapped => "a mapped file had changed; only the freezer can hold its writers",

@@ -61,6 +61,8 @@ pub struct Window<'a, 'h> {
     pub budget: Duration,
     /// How long calls under way may take to end.
     pub drain: Duration,
+    /// How long the capture alone took, once there was one.
+    pub captured_in: Option<Duration>,
     /// CPUs whose spinners are looked at.
     pub cpus: usize,
     /// Called once the gate is up and once before it comes down; for tests, which kill or stop the engine there.
@@ -169,6 +171,7 @@ impl Window<'_, '_> {
         }
         Reader { arena: self.arena, slots: self.slots, hot: self.hot, live: self.live, gate, deadline }
             .capture()?;
+        self.captured_in = Some(Duration::from_nanos(now() - drained));
         self.at(Moment::Captured);
         // G2: still nobody under way, nothing begun, nothing changed, nobody let through.
         if self.live.in_flight() != 0 || self.live.stamp() != stamp {

@@ -39,6 +39,9 @@ pub struct Request {
     pub created: SystemTime,
     /// Whether all must survive a crash once this returns; `false` is for measurements and tests.
     pub sync: bool,
+    /// Whether an earlier, interrupted call with the same request may have finished the image: finding that very image under the
+    /// tag is then success.
+    pub resumed: bool,
 }
 
 /// A blob of the image.
@@ -88,6 +91,10 @@ pub struct Image {
     pub chunks: u64,
     /// Raw bytes of the upper that were in a blob already and not stored again.
     pub deduplicated: u64,
+    /// Bytes of the upper's files, before anything was found again or compressed.
+    pub content_bytes: u64,
+    /// Bytes of the blob written for the upper.
+    pub stored_bytes: u64,
     /// Lowers that were in the cache.
     pub cached_lowers: usize,
     /// What took how long.
@@ -99,7 +106,9 @@ pub struct Image {
 /// # Errors
 /// Anything on the way; the target then has no image of that name, or still the old one. Converted lowers stay in the cache.
 pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageError> {
-    oci::check(&request.target)?;
+    if !request.resumed {
+        oci::check(&request.target)?;
+    }
     let options = Options {
         format: request.format,
         namespaces: request.namespaces,
@@ -127,7 +136,8 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let own = stack.next()?;
     let known = std::mem::take(&mut stack.known);
     let upper = layer::convert(&request.upper, &blob_dir, known, own, options, progress)?;
-    let deduplicated = upper.saved;
+    let (deduplicated, content_bytes) = (upper.saved, upper.content);
+    let stored_bytes = upper.layer.blob.as_ref().map_or(0, |blob| blob.file_size);
     stack.add_upper(upper);
     timings.upper = start.elapsed();
 
@@ -170,6 +180,8 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
         files: boot.entries,
         chunks: boot.chunks,
         deduplicated,
+        content_bytes,
+        stored_bytes,
         cached_lowers,
         timings,
     })
@@ -192,7 +204,7 @@ impl Stack {
     }
 
     fn add_lower(&mut self, conversion: Conversion) -> Result<(), ImageError> {
-        let Conversion { layer: Layer { tree, blob }, blob_path, saved: _ } = conversion;
+        let Conversion { layer: Layer { tree, blob }, blob_path, .. } = conversion;
         let (Some(blob), Some(path)) = (blob, blob_path) else {
             self.trees.push(tree);
             return Ok(());

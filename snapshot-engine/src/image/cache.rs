@@ -111,7 +111,7 @@ impl Cache {
                 Some(path)
             }
         };
-        Some(Conversion { layer, blob_path, saved: 0 })
+        Some(Conversion { layer, blob_path, saved: 0, content: 0 })
     }
 
     fn store(&self, entry: &Path, layer: &Layer, sync: bool) -> io::Result<()> {

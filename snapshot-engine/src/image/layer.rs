@@ -43,6 +43,8 @@ pub struct Conversion {
     pub blob_path: Option<PathBuf>,
     /// Raw bytes that were found again and not stored.
     pub saved: u64,
+    /// Bytes of all files read; 0 for a layer from the cache.
+    pub content: u64,
 }
 
 /// Converts the tree at `dir`. Chunks in `known` are referred to, new ones go into a blob in `blob_dir` that the tree calls
@@ -84,7 +86,7 @@ pub fn convert(
         }
     }
     let (blob, blob_path) = converted.blob.unzip();
-    Ok(Conversion { layer: Layer { tree, blob }, blob_path, saved: converted.saved })
+    Ok(Conversion { layer: Layer { tree, blob }, blob_path, saved: converted.saved, content: total })
 }
 
 /// Changes every chunk reference of a tree.

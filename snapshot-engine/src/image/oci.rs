@@ -135,7 +135,8 @@ pub fn check(target: &OciTarget) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Writes the image.
+/// Writes the image. If the tag stands for the very same image already, that is success: bytes depend on the arguments alone,
+/// so that a try that was killed can be repeated.
 ///
 /// # Errors
 /// As [`check`], and when the layout cannot be written; then `index.json` is as it was.
@@ -147,7 +148,10 @@ pub fn write(
     created: SystemTime,
     sync: bool,
 ) -> Result<ManifestDigest, ImageError> {
-    check(target)?;
+    if !is_tag(&target.tag) {
+        return Err(ImageError::BadTag { tag: target.tag.clone() });
+    }
+    is_layout(&target.dir)?;
     let store = target.dir.join("blobs/sha256");
     std::fs::create_dir_all(&store).map_err(ImageError::io("create", &store))?;
     // One writer at a time; the kernel lets go of it when the descriptor is closed, however that comes about.
@@ -155,7 +159,6 @@ pub fn write(
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(io::Error::from)
         .map_err(ImageError::io("lock", &target.dir))?;
-    check(target)?;
     let marker = target.dir.join("oci-layout");
     if !marker.exists() {
         let text = json!({"imageLayoutVersion": "1.0.0"}).to_string();
@@ -209,6 +212,14 @@ pub fn write(
         }
     }
     let mut index = read_index(&target.dir)?;
+    match index.get(&target.tag) {
+        // An earlier try that was killed after its last step.
+        Some(there) if there == name.0 => return Ok(name),
+        Some(_) if !target.overwrite => {
+            return Err(ImageError::TargetExists { dir: target.dir.clone(), tag: target.tag.clone() });
+        }
+        _ => {}
+    }
     index.set(&target.tag, descriptor);
     let path = target.dir.join("index.json");
     write_atomically(&path, &pretty(&index.document), sync).map_err(ImageError::io("write", &path))?;
@@ -223,6 +234,13 @@ impl Index {
     fn iter_tags(&self) -> impl Iterator<Item = &str> {
         let manifests = self.document["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
         manifests.iter().filter_map(|m| m["annotations"][REF_NAME].as_str())
+    }
+
+    /// The digest a tag stands for.
+    fn get(&self, tag: &str) -> Option<&str> {
+        let manifests = self.document["manifests"].as_array()?;
+        let of_tag = manifests.iter().find(|m| m["annotations"][REF_NAME].as_str() == Some(tag))?;
+        Some(of_tag["digest"].as_str().unwrap_or_default())
     }
 
     fn set(&mut self, tag: &str, descriptor: Value) {

@@ -55,7 +55,12 @@ fn layouts_are_valid_and_tags_add_up() {
     assert_eq!(names, [Path::new("image/"), Path::new("image/image.boot")]);
     assert_eq!(layers[1]["annotations"]["containerd.io/snapshot/nydus-fs-version"], "6");
 
-    // The same tag again.
+    // The same image again, and another one of the same tag.
+    let same = write(&target(&out, "v2", false), b"boot two", &[], &ImageConfig::default(), time, false);
+    assert!(matches!(same, Err(ImageError::TargetExists { .. })), "another config is another image");
+    let repeated =
+        ImageConfig { cmd: vec!["/bin/sh".into()], message: "why".into(), ..ImageConfig::default() };
+    assert_eq!(write(&target(&out, "v2", false), b"boot two", &[], &repeated, time, false).unwrap(), two);
     let again = write(&target(&out, "v1", false), b"x", &[], &ImageConfig::default(), time, false);
     assert!(matches!(again, Err(ImageError::TargetExists { tag, .. }) if tag == "v1"));
     let three = write(&target(&out, "v1", true), b"x", &[], &ImageConfig::default(), time, false).unwrap();

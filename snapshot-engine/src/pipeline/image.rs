@@ -1,11 +1,149 @@
-//! From the frozen upperdir to the image.
+//! From the frozen upperdir and its lowers to the image: `chunk -> rafs -> image`, all of it repeatable.
+//!
+//! ```text
+//!   WORK/snapshots/ID/frozen  ─┐
+//!   lowers ── WORK/layers ─────┴─► WORK/snapshots/ID/image/{blobs,image.boot} ─► the target's layout
+//! ```
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
 
 use super::Error;
 use super::progress::{Progress, Stage};
-use crate::model::fault::Class;
-use crate::model::snapshot::ImageReport;
+use crate::container::Config;
+use crate::image::build::{Request, build as build_image};
+use crate::image::oci::{ImageConfig, OciTarget};
+use crate::image::{self, ImageError};
+use crate::model::chunk::{ChunkSize, Format};
+use crate::model::fault::{Class, class_of_io, remedy_of_io};
+use crate::model::nanos::Nanos;
+use crate::model::options::{self, CommitOptions};
+use crate::model::overlay::Namespaces;
+use crate::model::snapshot::{ImageReport, StageTime};
+use crate::model::target::ImageTarget;
 use crate::store::Record;
 
-pub(super) fn build(_: &Record, _: &dyn Progress) -> Result<ImageReport, Error> {
-    Err(Error::stage(Stage::Chunk, Class::General, None, "not merged yet"))
+/// Passes on what the image stages report.
+struct Passed<'a> {
+    to: &'a dyn Progress,
+    stage: Mutex<Stage>,
+}
+
+impl Passed<'_> {
+    fn now(&self) -> Stage {
+        *self.stage.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl image::Progress for Passed<'_> {
+    fn stage(&self, name: &str) {
+        let stage = match name {
+            "bootstrap" => Stage::Bootstrap,
+            "image" => Stage::Publish,
+            _ => Stage::Chunk,
+        };
+        *self.stage.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = stage;
+        self.to.report(stage, 0, 0);
+    }
+
+    fn advance(&self, done_bytes: u64, total_bytes: u64) {
+        self.to.report(self.now(), done_bytes, total_bytes);
+    }
+}
+
+/// Builds the image of a recorded snapshot.
+pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
+    let passed = Passed { to: progress, stage: Mutex::new(Stage::Chunk) };
+    let request = request(record).map_err(|e| failed(Stage::Chunk, e))?;
+    let built = build_image(&request, &passed).map_err(|e| failed(passed.now(), e))?;
+    let t = built.timings;
+    let timings =
+        [(Stage::Chunk, t.lowers + t.upper), (Stage::Bootstrap, t.bootstrap), (Stage::Publish, t.oci)].map(
+            |(stage, took): (Stage, Duration)| StageTime {
+                stage: stage.key().to_owned(),
+                ns: Nanos::from(took),
+            },
+        );
+    Ok(ImageReport {
+        manifest: built.manifest.0,
+        bootstrap: built.bootstrap,
+        blobs: built.blobs.into_iter().map(|b| b.path).collect(),
+        entries: built.files,
+        chunks: built.chunks,
+        content_bytes: built.content_bytes,
+        stored_bytes: built.stored_bytes,
+        timings: timings.to_vec(),
+    })
+}
+
+fn request(record: &Record) -> Result<Request, ImageError> {
+    let options = &record.options;
+    let upper = record.cut.old_upper_dir.clone();
+    let snapshot = upper.parent().unwrap_or(Path::new("/")).to_owned();
+    // Beside the snapshots: WORK/snapshot-engine/layers.
+    let cache_dir = snapshot.ancestors().nth(2).unwrap_or(&snapshot).join("layers");
+    let ImageTarget::OciLayout { dir, tag } = record.target.clone();
+    let facts = &record.cut.target;
+    Ok(Request {
+        lowers: facts.lowers.clone(),
+        upper,
+        cache_dir,
+        work_dir: snapshot.join("image"),
+        target: OciTarget { dir, tag, overwrite: options.overwrite },
+        format: format(options)?,
+        namespaces: if facts.userxattr { Namespaces::User } else { Namespaces::Trusted },
+        workers: options.background_workers as usize,
+        config: config(record),
+        created: record.snapshot_id.time(),
+        sync: true,
+        resumed: record.image_attempts > 1,
+    })
+}
+
+fn format(options: &CommitOptions) -> Result<Format, ImageError> {
+    use crate::model::chunk::{Compressor, Digester};
+    Ok(Format {
+        compressor: match options.compressor {
+            options::Compressor::None => Compressor::None,
+            options::Compressor::Lz4Block => Compressor::Lz4Block,
+            options::Compressor::Zstd => Compressor::Zstd,
+        },
+        digester: match options.digest {
+            options::Digest::Blake3 => Digester::Blake3,
+            options::Digest::Sha256 => Digester::Sha256,
+        },
+        chunk_size: ChunkSize::new(options.chunk_size).map_err(|e| ImageError::Io {
+            what: "use the chunk size of",
+            path: options.chunk_size.to_string().into(),
+            source: std::io::Error::other(e),
+        })?,
+    })
+}
+
+fn config(record: &Record) -> ImageConfig {
+    let known: Config =
+        record.cut.target.config.clone().and_then(|c| serde_json::from_value(c).ok()).unwrap_or_default();
+    let options = &record.options;
+    ImageConfig {
+        cmd: known.command,
+        entrypoint: known.entrypoint,
+        env: known.env,
+        user: known.user,
+        workdir: known.workdir,
+        author: options.author.clone().unwrap_or_default(),
+        message: options.message.clone().unwrap_or_default(),
+        created_by: format!("snapshot-engine seamless-commit --container {}", record.cut.target.container),
+        ..ImageConfig::default()
+    }
+}
+
+fn failed(stage: Stage, e: ImageError) -> Error {
+    let io = match &e {
+        ImageError::Io { source, .. } | ImageError::Walk { source, .. } => Some(source),
+        _ => None,
+    };
+    let class = io.map_or(Class::General, class_of_io);
+    let remedy = io.and_then(remedy_of_io);
+    Error::stage(stage, class, remedy, e)
 }

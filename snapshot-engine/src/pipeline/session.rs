@@ -316,7 +316,9 @@ impl Session {
             Abandoned::Mapped | Abandoned::NotDrained => {
                 "use --gate freezer, or --gate auto with a larger --max-pause"
             }
-            Abandoned::Deadline | Abandoned::TooMuch | Abandoned::NotFrozen => "give it a larger --max-pause",
+            Abandoned::Estimate | Abandoned::Deadline | Abandoned::TooMuch | Abandoned::NotFrozen => {
+                "give it a larger --max-pause"
+            }
             _ => "try again, with more rounds (--maximum-times) or a larger --max-pause",
         };
         let why = format!(
