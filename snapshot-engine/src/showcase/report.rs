@@ -71,6 +71,8 @@ pub struct GateReport {
     pub gate: GateChoice,
     /// The container.
     pub container: String,
+    /// The budget of its windows.
+    pub max_pause: Span,
     /// Inodes of its upperdir.
     pub inodes: u64,
     /// Cuts that stand.
@@ -93,6 +95,8 @@ pub struct GateReport {
     pub longest_stop: Option<Percentiles>,
     /// From the gate going up until no call was under way; a part of the window.
     pub drain: Option<Percentiles>,
+    /// From then until the residual was in memory; a part of the window.
+    pub capture: Option<Percentiles>,
     /// Inodes captured inside a window, median.
     pub residual_inodes: u64,
     /// Content bytes captured inside a window, median.
@@ -101,12 +105,33 @@ pub struct GateReport {
     pub rounds: u64,
     /// Changes the tracker missed (T6): each is a bug.
     pub tracker_misses: u64,
-    /// Every window, in the order they were made.
-    pub windows_ns: Vec<u64>,
+    /// Every cut that stands, in the order they were made.
+    pub samples: Vec<Sample>,
     /// How long the series took.
     pub took: Span,
     /// What each ticker inside the container felt.
     pub ticks: Vec<Ticks>,
+}
+
+/// One cut.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// With which gate.
+    pub gate: Gate,
+    /// The window; 0 for gate none.
+    pub window_ns: Nanos,
+    /// Until no call was under way.
+    pub drain_ns: Nanos,
+    /// Until the residual was in memory.
+    pub capture_ns: Nanos,
+    /// The longest stop of a task.
+    pub longest_stop_ns: Nanos,
+    /// Inodes captured in it.
+    pub inodes: u64,
+    /// Content bytes captured in it.
+    pub bytes: u64,
+    /// Windows attempted for it.
+    pub attempts: u32,
 }
 
 /// Attempts that came to nothing.
@@ -272,8 +297,8 @@ pub(super) fn percentiles(times: &[Duration]) -> Percentiles {
 }
 
 /// The middle one; 0 of none.
-pub(super) fn median(values: &[u64]) -> u64 {
-    let mut sorted = values.to_vec();
+pub(super) fn median(values: impl Iterator<Item = u64>) -> u64 {
+    let mut sorted: Vec<u64> = values.collect();
     sorted.sort_unstable();
     sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
@@ -302,6 +327,6 @@ mod tests {
         let one = percentiles(&times[..1]);
         assert_eq!((one.p50.ns, one.max.ns), (100_000, 100_000));
         assert_eq!(percentiles(&[]).max.ns, 0);
-        assert_eq!((median(&[3, 1, 2]), median(&[])), (2, 0));
+        assert_eq!((median([3, 1, 2].into_iter()), median(std::iter::empty())), (2, 0));
     }
 }

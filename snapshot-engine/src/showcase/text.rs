@@ -21,7 +21,8 @@ impl Display for Report {
         self.abandoned(f)?;
         if let Some(fence) = self.gates.iter().find(|g| g.gate == GateChoice::Fence) {
             writeln!(f, "\nWindows with the fence:")?;
-            f.write_str(&histogram(&fence.windows_ns))?;
+            let windows: Vec<u64> = fence.samples.iter().map(|s| s.window_ns.0).collect();
+            f.write_str(&histogram(&windows))?;
         }
         self.freezes(f)?;
         self.ticks(f)?;
@@ -37,8 +38,12 @@ impl Report {
             "GATE", "CUTS", "ATTEMPTS", "TIME", "P50", "P90", "P99", "MAX"
         )?;
         for g in &self.gates {
-            let rows: [(&str, &Option<Percentiles>); 3] =
-                [("window", &g.window), ("longest stop", &g.longest_stop), ("drain", &g.drain)];
+            let rows: [(&str, &Option<Percentiles>); 4] = [
+                ("window", &g.window),
+                ("longest stop", &g.longest_stop),
+                ("drain", &g.drain),
+                ("capture", &g.capture),
+            ];
             for (i, (what, p)) in rows.into_iter().enumerate() {
                 let Some(p) = p else { continue };
                 let (head, tail) =
@@ -63,6 +68,11 @@ impl Report {
 
     fn abandoned(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for g in &self.gates {
+            if let Some(why) = &g.given_up_because
+                && g.window.is_some()
+            {
+                writeln!(f, "\n{} cuts with gate {} were refused: {why}", g.given_up, g.gate)?;
+            }
             let used: Vec<String> = g.used.iter().map(|(gate, n)| format!("{n} by {gate}")).collect();
             if g.gate == GateChoice::Auto && !used.is_empty() {
                 writeln!(f, "\nauto chose: {}", used.join(", "))?;
