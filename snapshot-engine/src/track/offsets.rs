@@ -27,6 +27,7 @@ pub fn offsets(btf: &Btf, xfs: bool) -> Result<Offsets, Error> {
     let or_none = |path: &str| offset(btf, path).unwrap_or(NONE);
     Ok(Offsets {
         inode_ino: at("inode.i_ino")?,
+        inode_mode: at("inode.i_mode")?,
         inode_sb: at("inode.i_sb")?,
         inode_mapping: at("inode.i_mapping")?,
         inode_dio_count: at("inode.i_dio_count")?,
