@@ -3,5 +3,5 @@
 mod histogram;
 mod logging;
 
-pub use histogram::{GateFigures, PauseHistogram};
+pub use histogram::{GateFigures, PauseHistogram, Percentiles};
 pub use logging::{Verbosity, init};

@@ -42,6 +42,8 @@ const MODULES: [(&str, May); 19] = [
     ("registry", May::Ground(&[])),
     ("store", May::Ground(&[])),
     ("demo", May::All),
+    // It shows the engine and judges it, as a user would who has all its parts in hand.
+    ("showcase", May::All),
     ("pipeline", May::All),
     ("service", May::All),
     ("snapshotter", May::All),
