@@ -21,6 +21,7 @@ pub mod model;
 pub mod pipeline;
 pub mod rafs;
 mod seamless;
+pub mod showcase;
 pub mod store;
 pub mod telemetry;
 pub mod track;

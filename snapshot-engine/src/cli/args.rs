@@ -96,6 +96,13 @@ pub(crate) enum Command {
         snapshot-engine stats\n  \
         snapshot-engine stats --output json")]
     Stats(Place),
+    /// Containers to try things on, and the whole engine at work on them
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine demo run\n  \
+        snapshot-engine demo start web --workload log,database,churn,tick\n  \
+        snapshot-engine demo ticks web\n  \
+        snapshot-engine demo stop web")]
+    Demo(super::demo::Demos),
     /// Print the completions of a shell
     #[command(after_help = "Examples:\n  \
         snapshot-engine completions bash > /etc/bash_completion.d/snapshot-engine\n  \

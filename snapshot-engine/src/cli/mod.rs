@@ -12,6 +12,7 @@ mod args;
 mod background;
 mod commit;
 mod completions;
+mod demo;
 mod exit;
 mod list;
 mod man;
@@ -96,6 +97,7 @@ fn run(cli: Cli) -> Result {
         Command::Resume(args) => resume::run(&args, &out, cli.quiet),
         Command::Remove(args) => remove::run(&args, &out),
         Command::Stats(args) => stats::run(&args, &out),
+        Command::Demo(args) => demo::run(&args, &out, cli.quiet),
         Command::Completions(args) => completions::run(&args, &out),
         Command::Man(args) => man::run(&args, &out),
         Command::Background(args) => background::run(&args),

@@ -8,6 +8,7 @@
 //! The overlay is mounted in the container's own mount namespace, so it is gone when the last process is.
 
 pub mod content;
+mod fault;
 mod init;
 mod jobs;
 mod layers;

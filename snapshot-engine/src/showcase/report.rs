@@ -1,0 +1,332 @@
+//! What a run found: `run.json`, and the text. The names of the fields are stable: fields are added, never renamed, within a version.
+//!
+//! Every time is `{"ns": exact, "human": "as people read it"}`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::scene::Scene;
+use super::{Error, Options};
+use crate::demo::{TickMode, TickReport};
+use crate::model::nanos::{Nanos, Span};
+use crate::model::options::GateChoice;
+use crate::model::snapshot::Gate;
+use crate::pipeline;
+use crate::telemetry::Percentiles;
+
+/// The version of the report's fields.
+pub const VERSION: u32 = 1;
+/// The fence's goal: half of the windows.
+pub const FENCE_P50: Duration = Duration::from_micros(15);
+/// The fence's goal: all but one of a hundred windows.
+pub const FENCE_P99: Duration = Duration::from_micros(100);
+/// The fence's goal: the median window, as a part of a `cgroup.freeze` round trip.
+pub const FENCE_PART: f64 = 0.2;
+
+/// Everything a run found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Whether every step was made, every cut stands, every window kept the budget, and the image is identical.
+    pub held: bool,
+    /// What did not hold; empty if everything did.
+    pub failures: Vec<String>,
+    /// The kernel's release.
+    pub kernel: String,
+    /// CPUs this process may use.
+    pub cpus: usize,
+    /// Cuts asked for by each gate.
+    pub windows: u32,
+    /// The budget of a window.
+    pub max_pause: Span,
+    /// What the loaded container does.
+    pub workload: String,
+    /// By gate.
+    pub gates: Vec<GateReport>,
+    /// What a `cgroup.freeze` round trip costs here.
+    pub cgroup_freeze: Option<FreezeReport>,
+    /// The fence's median window as a part of that round trip's median.
+    pub fence_part: Option<f64>,
+    /// The project's goals on its 2-core machines, and whether this run met them.
+    pub goals: Vec<Goal>,
+    /// The image.
+    pub image: Option<ImageResult>,
+    /// The image against the frozen tree.
+    pub comparison: Option<ComparisonResult>,
+    /// This report as a file.
+    pub results: PathBuf,
+    /// The directory of everything else, if it was kept.
+    pub kept: Option<PathBuf>,
+}
+
+/// The cuts by one gate.
+#[derive(Debug, Clone, Serialize)]
+pub struct GateReport {
+    /// The gate asked for.
+    pub gate: GateChoice,
+    /// The container.
+    pub container: String,
+    /// The budget of its windows.
+    pub max_pause: Span,
+    /// Inodes of its upperdir.
+    pub inodes: u64,
+    /// Cuts that stand.
+    pub windows: u32,
+    /// Cuts that could not be made.
+    pub given_up: u32,
+    /// Why the first of them could not.
+    pub given_up_because: Option<String>,
+    /// Which gates the cuts were made with.
+    pub used: BTreeMap<Gate, u32>,
+    /// Windows attempted for the cuts that stand.
+    pub attempts: u64,
+    /// Why the others of them came to nothing, the most frequent first.
+    pub abandoned: Vec<Abandoned>,
+    /// How long the gate was up in attempts that came to nothing.
+    pub abandoned_stop: Option<Percentiles>,
+    /// From the gate going up to it coming down; 0 for gate none.
+    pub window: Option<Percentiles>,
+    /// The longest stop a task had in a window, as the kernel measured it.
+    pub longest_stop: Option<Percentiles>,
+    /// From the gate going up until no call was under way; a part of the window.
+    pub drain: Option<Percentiles>,
+    /// From then until the residual was in memory; a part of the window.
+    pub capture: Option<Percentiles>,
+    /// Inodes captured inside a window, median.
+    pub residual_inodes: u64,
+    /// Content bytes captured inside a window, median.
+    pub residual_bytes: u64,
+    /// Pre-copy rounds for a cut, median.
+    pub rounds: u64,
+    /// Changes the tracker missed (T6): each is a bug.
+    pub tracker_misses: u64,
+    /// Every cut that stands, in the order they were made.
+    pub samples: Vec<Sample>,
+    /// How long the series took.
+    pub took: Span,
+    /// What each ticker inside the container felt.
+    pub ticks: Vec<Ticks>,
+}
+
+/// One cut.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// With which gate.
+    pub gate: Gate,
+    /// The window; 0 for gate none.
+    pub window_ns: Nanos,
+    /// Until no call was under way.
+    pub drain_ns: Nanos,
+    /// Until the residual was in memory.
+    pub capture_ns: Nanos,
+    /// The longest stop of a task.
+    pub longest_stop_ns: Nanos,
+    /// Inodes captured in it.
+    pub inodes: u64,
+    /// Content bytes captured in it.
+    pub bytes: u64,
+    /// Windows attempted for it.
+    pub attempts: u32,
+}
+
+/// Attempts that came to nothing.
+#[derive(Debug, Clone, Serialize)]
+pub struct Abandoned {
+    /// With which gate.
+    pub gate: Gate,
+    /// Why.
+    pub reason: String,
+    /// How often.
+    pub count: u32,
+}
+
+/// Gaps between the ticks of one ticker: 100 us and what the machine adds to it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ticks {
+    /// How it waits.
+    pub mode: TickMode,
+    /// While cuts were made.
+    pub during: Gaps,
+    /// In an equal time without the engine.
+    pub quiet: Gaps,
+}
+
+/// Gaps seen by a ticker.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gaps {
+    /// How many.
+    pub count: u64,
+    /// Half of them were at most this, to an eighth.
+    pub p50: Span,
+    /// All but one of a hundred.
+    pub p99: Span,
+    /// The largest.
+    pub max: Span,
+}
+
+/// A `cgroup.freeze` round trip.
+#[derive(Debug, Clone, Serialize)]
+pub struct FreezeReport {
+    /// Processes in the cgroup.
+    pub tasks: u64,
+    /// How many were made.
+    pub round_trips: u32,
+    /// From writing 1 until `frozen 0` is read again.
+    pub round_trip: Percentiles,
+}
+
+/// A goal.
+#[derive(Debug, Clone, Serialize)]
+pub struct Goal {
+    /// What.
+    pub what: String,
+    /// Whether this run met it.
+    pub met: bool,
+}
+
+/// The image that was made.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImageResult {
+    /// Where it is: `oci:DIR:TAG`.
+    pub target: String,
+    /// Its manifest's digest.
+    pub manifest: String,
+    /// Its entries.
+    pub entries: u64,
+    /// Bytes of file content.
+    pub content_bytes: u64,
+    /// Bytes of its blobs.
+    pub stored_bytes: u64,
+    /// The gate of its cut.
+    pub gate: Gate,
+    /// The pause of its cut.
+    pub pause: Span,
+    /// From the command to the frozen upperdir.
+    pub cut_time: Span,
+    /// From the frozen upperdir to the image.
+    pub image_time: Span,
+}
+
+/// The image against the frozen upperdir over its lowers.
+#[derive(Debug, Clone, Serialize)]
+pub struct ComparisonResult {
+    /// Whether they are the same.
+    pub identical: bool,
+    /// Entries compared.
+    pub entries: u64,
+    /// Bytes of content compared.
+    pub bytes: u64,
+    /// The first differences.
+    pub differences: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn new(options: &Options, scene: &Scene) -> Report {
+        Report {
+            version: VERSION,
+            held: false,
+            failures: Vec::new(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            windows: options.windows,
+            max_pause: Span::from(options.max_pause),
+            workload: options.workload.to_string(),
+            gates: Vec::new(),
+            cgroup_freeze: None,
+            fence_part: None,
+            goals: Vec::new(),
+            image: None,
+            comparison: None,
+            results: scene.root.join("run.json"),
+            kept: scene.keep().then(|| scene.scratch.clone()),
+        }
+    }
+
+    /// Takes a step's result in, or its failure.
+    ///
+    /// # Errors
+    /// A signal is no failure of the step.
+    pub(super) fn keep<T, R>(
+        &mut self,
+        step: &str,
+        result: Result<T, Error>,
+        take: impl FnOnce(&mut Report, T) -> R,
+    ) -> Result<Option<R>, Error> {
+        match result {
+            Ok(value) => Ok(Some(take(self, value))),
+            Err(e @ Error::Pipeline(pipeline::Error::Interrupted { .. })) => Err(e),
+            Err(e) => {
+                self.failures.push(format!("{step}: {}", e.whole()));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The windows of the fence.
+    #[must_use]
+    pub fn fence(&self) -> Option<Percentiles> {
+        self.gates.iter().find(|g| g.gate == GateChoice::Fence)?.window.clone()
+    }
+
+    /// Writes the results so that a reader sees the old or the new ones.
+    pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
+        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::Io {
+            what: "write",
+            path: path.to_owned(),
+            source: e.into(),
+        })?;
+        let new = path.with_extension("json.new");
+        fs::write(&new, text).and_then(|()| fs::rename(&new, path)).map_err(Error::io("write", path))
+    }
+}
+
+/// Percentiles of a few times, each one that was really measured; zeros of none.
+pub(super) fn percentiles(times: &[Duration]) -> Percentiles {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let at = |percent: usize| {
+        let rank = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+        super::span(sorted.get(rank).copied().unwrap_or_default())
+    };
+    Percentiles { p50: at(50), p90: at(90), p99: at(99), max: at(100) }
+}
+
+/// The middle one; 0 of none.
+pub(super) fn median(values: impl Iterator<Item = u64>) -> u64 {
+    let mut sorted: Vec<u64> = values.collect();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+}
+
+/// Tickers while cuts were made, beside the same ones without.
+pub(super) fn ticks(during: &[TickReport], quiet: &[TickReport]) -> Vec<Ticks> {
+    let gaps = |r: &TickReport| Gaps {
+        count: r.count,
+        p50: Span::from(Nanos(r.quantile_ns(0.5))),
+        p99: Span::from(Nanos(r.quantile_ns(0.99))),
+        max: Span::from(Nanos(r.max_gap_ns)),
+    };
+    let pair = |(d, q): (&TickReport, &TickReport)| Ticks { mode: d.mode, during: gaps(d), quiet: gaps(q) };
+    during.iter().zip(quiet).map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let times: Vec<Duration> = (1..=100).rev().map(Duration::from_micros).collect();
+        let p = percentiles(&times);
+        assert_eq!((p.p50.ns, p.p90.ns, p.p99.ns, p.max.ns), (50_000, 90_000, 99_000, 100_000));
+        let one = percentiles(&times[..1]);
+        assert_eq!((one.p50.ns, one.max.ns), (100_000, 100_000));
+        assert_eq!(percentiles(&[]).max.ns, 0);
+        assert_eq!((median([3, 1, 2].into_iter()), median(std::iter::empty())), (2, 0));
+    }
+}

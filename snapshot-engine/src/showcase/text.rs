@@ -1,0 +1,247 @@
+//! The report for people.
+
+use std::fmt::{self, Display, Formatter, Write};
+
+use super::report::{GateReport, Report};
+use crate::model::options::GateChoice;
+use crate::telemetry::Percentiles;
+
+/// Bars of the histogram are no longer than this.
+const BAR: u64 = 50;
+
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Linux {}, {} CPUs, container load {}", self.kernel, self.cpus, self.workload)?;
+        writeln!(
+            f,
+            "{} cuts by each gate at random moments, budget {}\n",
+            self.windows, self.max_pause.human
+        )?;
+        self.table(f)?;
+        self.abandoned(f)?;
+        if let Some(fence) = self.gates.iter().find(|g| g.gate == GateChoice::Fence) {
+            writeln!(f, "\nWindows with the fence:")?;
+            let windows: Vec<u64> = fence.samples.iter().map(|s| s.window_ns.0).collect();
+            f.write_str(&histogram(&windows))?;
+        }
+        self.freezes(f)?;
+        self.ticks(f)?;
+        self.result(f)
+    }
+}
+
+impl Report {
+    fn table(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<8} {:>5} {:>8} {:<12} {:>9} {:>9} {:>9} {:>9}   RESIDUAL (MEDIAN)",
+            "GATE", "CUTS", "ATTEMPTS", "TIME", "P50", "P90", "P99", "MAX"
+        )?;
+        for g in &self.gates {
+            let rows: [(&str, &Option<Percentiles>); 4] = [
+                ("window", &g.window),
+                ("longest stop", &g.longest_stop),
+                ("drain", &g.drain),
+                ("capture", &g.capture),
+            ];
+            for (i, (what, p)) in rows.into_iter().enumerate() {
+                let Some(p) = p else { continue };
+                let (head, tail) =
+                    if i == 0 { (head(g), residual(g)) } else { (" ".repeat(23), String::new()) };
+                let row = format!(
+                    "{head} {what:<12} {:>9} {:>9} {:>9} {:>9}   {tail}",
+                    p.p50.human, p.p90.human, p.p99.human, p.max.human
+                );
+                writeln!(f, "{}", row.trim_end())?;
+            }
+            if g.window.is_none() {
+                writeln!(
+                    f,
+                    "{} no cut: {}",
+                    head(g),
+                    g.given_up_because.as_deref().unwrap_or("interrupted")
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn abandoned(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for g in &self.gates {
+            if let Some(why) = &g.given_up_because
+                && g.window.is_some()
+            {
+                writeln!(f, "\n{} cuts with gate {} were refused: {why}", g.given_up, g.gate)?;
+            }
+            let used: Vec<String> = g.used.iter().map(|(gate, n)| format!("{n} by {gate}")).collect();
+            if g.gate == GateChoice::Auto && !used.is_empty() {
+                writeln!(f, "\nauto chose: {}", used.join(", "))?;
+            }
+            if !g.abandoned.is_empty() {
+                writeln!(f, "\nAttempts abandoned with gate {}:", g.gate)?;
+                for a in &g.abandoned {
+                    let with =
+                        if g.gate == GateChoice::Auto { format!(" ({})", a.gate) } else { String::new() };
+                    writeln!(f, "  {:>6}  {}{with}", a.count, a.reason)?;
+                }
+                if let Some(stop) = &g.abandoned_stop {
+                    writeln!(
+                        f,
+                        "          their gate was up for {} (p50) to {} (max)",
+                        stop.p50.human, stop.max.human
+                    )?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn freezes(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Some(c) = &self.cgroup_freeze else { return Ok(()) };
+        writeln!(
+            f,
+            "\nA cgroup.freeze round trip of {} tasks, {} times: p50 {}, p99 {}, max {}",
+            c.tasks, c.round_trips, c.round_trip.p50.human, c.round_trip.p99.human, c.round_trip.max.human
+        )?;
+        if let Some(part) = self.fence_part {
+            writeln!(
+                f,
+                "A fence window is {part:.3} of it (p50 to p50): {:.0} times shorter",
+                1.0 / part.max(1e-9)
+            )?;
+        }
+        Ok(())
+    }
+
+    fn ticks(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let loaded = || self.gates.iter().filter(|g| !g.ticks.is_empty());
+        if loaded().next().is_none() {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "\nGaps between ticks inside the container, while it is cut and in an equal time without the engine:"
+        )?;
+        writeln!(
+            f,
+            "{:<8} {:<7} {:>8}  {:>9} {:>9} {:>9}   {:>9} {:>9} {:>9}",
+            "GATE", "TICKER", "TIME", "CUT P50", "P99", "MAX", "QUIET P50", "P99", "MAX"
+        )?;
+        for g in loaded() {
+            for t in &g.ticks {
+                writeln!(
+                    f,
+                    "{:<8} {:<7} {:>8}  {:>9} {:>9} {:>9}   {:>9} {:>9} {:>9}",
+                    g.gate.to_string(),
+                    format!("{:?}", t.mode).to_lowercase(),
+                    g.took.human,
+                    t.during.p50.human,
+                    t.during.p99.human,
+                    t.during.max.human,
+                    t.quiet.p50.human,
+                    t.quiet.p99.human,
+                    t.quiet.max.human,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn result(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(i) = &self.image {
+            writeln!(f, "\nImage: {} ({})", i.target, i.manifest)?;
+            writeln!(
+                f,
+                "  {} entries, {} KiB of content, {} KiB stored; gate {}, pause {}, frozen after {}, image after another {}",
+                i.entries,
+                i.content_bytes >> 10,
+                i.stored_bytes >> 10,
+                i.gate,
+                i.pause.human,
+                i.cut_time.human,
+                i.image_time.human
+            )?;
+        }
+        if let Some(c) = &self.comparison {
+            if c.identical {
+                writeln!(
+                    f,
+                    "The image, mounted by the kernel's EROFS, and the frozen upperdir over its lowers: identical: {} entries, {} KiB of content",
+                    c.entries,
+                    c.bytes >> 10
+                )?;
+            } else {
+                writeln!(f, "The image differs from the frozen upperdir over its lowers:")?;
+                for d in &c.differences {
+                    writeln!(f, "  {d}")?;
+                }
+            }
+        }
+        f.write_char('\n')?;
+        for goal in &self.goals {
+            writeln!(f, "goal {}: {}", if goal.met { "met" } else { "MISSED" }, goal.what)?;
+        }
+        for failure in &self.failures {
+            writeln!(f, "FAILED: {failure}")?;
+        }
+        if self.held {
+            writeln!(f, "Everything held.")?;
+        }
+        writeln!(f, "Results: {}", self.results.display())?;
+        if let Some(kept) = &self.kept {
+            writeln!(f, "Kept: {}; its containers are in `snapshot-engine demo list`", kept.display())?;
+        }
+        Ok(())
+    }
+}
+
+fn head(g: &GateReport) -> String {
+    format!("{:<8} {:>5} {:>8}", g.gate.to_string(), g.windows, g.attempts)
+}
+
+fn residual(g: &GateReport) -> String {
+    let kib = g.residual_bytes.div_ceil(1 << 10);
+    format!("{} inodes, {kib} KiB, {} rounds", g.residual_inodes, g.rounds)
+}
+
+/// Bars over time on a logarithmic scale, two to a doubling.
+fn histogram(times_ns: &[u64]) -> String {
+    // Bounds 1000 ns * 2^(i/2); integers keep the scale the same everywhere.
+    let bound = |i: u32| if i.is_multiple_of(2) { 1_000u64 << (i / 2) } else { 1_414u64 << (i / 2) };
+    let bucket = |ns: u64| (0..60).find(|i| ns < bound(*i)).unwrap_or(60);
+    let mut counts = vec![0u64; 61];
+    for ns in times_ns {
+        counts[bucket(*ns) as usize] += 1;
+    }
+    let most = counts.iter().copied().max().unwrap_or(0).max(1);
+    let (Some(first), Some(last)) = (counts.iter().position(|n| *n > 0), counts.iter().rposition(|n| *n > 0))
+    else {
+        return String::from("  none\n");
+    };
+    let mut text = String::new();
+    let show = |ns: u64| crate::model::nanos::Nanos(ns).to_string();
+    for (i, n) in counts.iter().enumerate().take(last + 1).skip(first) {
+        let i = u32::try_from(i).unwrap_or(0);
+        let from = if i == 0 { 0 } else { bound(i - 1) };
+        let bar = "#".repeat(usize::try_from((n * BAR).div_ceil(most)).unwrap_or(0));
+        let row = format!("  {:>8} .. {:<8} {n:>4} {bar}", show(from), show(bound(i)));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}", row.trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_histogram_counts_every_window_once() {
+        let text = histogram(&[500, 1_000, 1_413, 1_414, 3_000, 3_000]);
+        let counts: Vec<u64> =
+            text.lines().map(|l| l.split_whitespace().nth(3).unwrap().parse().unwrap()).collect();
+        assert_eq!(counts, [1, 2, 1, 0, 2]);
+        assert!(text.starts_with("       0ns .. 1.0us"), "{text}");
+        assert_eq!(histogram(&[]), "  none\n");
+    }
+}
