@@ -69,6 +69,8 @@ pub struct Session {
     uring_before: bool,
     mappings_seen: Option<u64>,
     mapped: bool,
+    /// The files mapped shared and writable, as the container names them.
+    mapped_paths: std::collections::BTreeSet<Vec<u8>>,
     misses: u64,
     skipped_seen: u64,
 }
@@ -133,6 +135,7 @@ impl Session {
             uring_before,
             mappings_seen: None,
             mapped: false,
+            mapped_paths: std::collections::BTreeSet::new(),
             misses: 0,
             skipped_seen: 0,
         })
@@ -227,6 +230,13 @@ impl Session {
                 .map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
             self.tracker.put_back(&[whole(ino)]);
         }
+        // T4: the window reads mapped pages without cleaning them, so later stores to them are no events: the next cut's round copies
+        // these files once more, and cleans them first.
+        if self.mapped {
+            let paths = std::mem::take(&mut self.mapped_paths);
+            self.mark_mapped(paths.iter());
+            self.mapped_paths = paths;
+        }
         Ok(())
     }
 
@@ -244,6 +254,7 @@ impl Session {
             let mapped = mappings::writable_mappings(&pids, &devices)?;
             self.mapped = !mapped.is_empty();
             self.mark_mapped(mapped.iter());
+            self.mapped_paths = mapped;
         }
         let live = self.tracker.live();
         let unseen = !self.unproven.is_empty() && {
