@@ -154,7 +154,12 @@ fn trees(kind: &str, wanted: u32) {
             }
         }
     }
-    println!("{kind}: {} trees in {:.1} s; cuts (asked, used): {:?}", tally.trees, began.elapsed().as_secs_f64(), tally.cuts);
+    println!(
+        "{kind}: {} trees in {:.1} s; cuts (asked, used): {:?}",
+        tally.trees,
+        began.elapsed().as_secs_f64(),
+        tally.cuts
+    );
     println!("{kind}: attempts that came to nothing: {:?}; tracker misses: {}", tally.refused, tally.misses);
     for gate in ["fence", "freezer", "none"] {
         let used: u32 = tally.cuts.iter().filter(|((_, used), _)| *used == gate).map(|(_, n)| n).sum();

@@ -274,7 +274,11 @@ fn g6_the_pause_is_measured() {
     let mut idle = session(&disk, &demo, bench::policy(GateChoice::Auto));
     for _ in 0..5 {
         let made = idle.cut(&Quiet).unwrap();
-        assert_eq!((made.pause.gate, made.pause.pause(), made.attempts), (Gate::None, Duration::ZERO, 1), "{made:?}");
+        assert_eq!(
+            (made.pause.gate, made.pause.pause(), made.attempts),
+            (Gate::None, Duration::ZERO, 1),
+            "{made:?}"
+        );
         assert_eq!(made.pause.longest_stop, Duration::ZERO);
     }
     drop(idle);

@@ -183,6 +183,12 @@ impl Shadow {
         self.index.known(Ino(stat.ino)).is_some_and(|known| known.is(stat))
     }
 
+    /// The directories that name an inode, none for one that has just lost its last name; `None` if the shadow does not know it.
+    #[must_use]
+    pub fn parents(&self, ino: Ino) -> Option<Vec<Ino>> {
+        self.index.get(ino).map(|node| node.links.iter().map(|(directory, _)| *directory).collect())
+    }
+
     /// What the shadow recorded of an inode.
     #[must_use]
     pub fn stat(&self, ino: Ino) -> Option<&Stat> {

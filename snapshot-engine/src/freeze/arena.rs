@@ -88,7 +88,22 @@ pub struct TakenSlot {
     pub bits: u32,
     /// It was captured through a directory's entry, because it had no descriptor.
     pub through_entry: bool,
+    /// It is a directory, and all its entries were looked at.
+    pub listed: bool,
+    /// The directories that named it when the last round ended, if that is known and they are few.
+    pub kin: Option<Kin>,
 }
+
+impl TakenSlot {
+    /// A slot of which nothing was taken yet.
+    #[must_use]
+    pub fn new(slot: SlotIndex) -> TakenSlot {
+        TakenSlot { slot, state: 0, bits: END, through_entry: false, listed: false, kin: None }
+    }
+}
+
+/// The directories that name an inode: no name at all, one, or two.
+pub type Kin = [Option<SlotIndex>; 2];
 
 /// A word of block bits taken.
 #[derive(Debug, Clone, Copy)]
@@ -191,10 +206,7 @@ impl Arena {
             used: 0,
             records: Fixed::new(MAX_RECORDS, Record::Link(Span::default())),
             stats: Fixed::new(MAX_STATS, blank),
-            dirty: Fixed::new(
-                MAX_DIRTY,
-                TakenSlot { slot: SlotIndex(0), state: 0, bits: END, through_entry: false },
-            ),
+            dirty: Fixed::new(MAX_DIRTY, TakenSlot::new(SlotIndex(0))),
             bits: Fixed::new(MAX_BITS, TakenBits { word: 0, bits: 0, next: END }),
             taken: touched(slots as usize),
             opened: Fixed::with(1024, || None),

@@ -14,13 +14,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use super::arena::Arena;
+use super::arena::{Arena, Kin};
 use super::estimate::{Estimate, Work};
 use super::freezer::Freezer;
 use super::gate::{Abandoned, Gate, Pause};
 use super::reader::{Hot, take};
 use super::window::{Hold, Moment, Window};
 use crate::kernel::scheduling::RealTime;
+use crate::model::dirty::Ino;
 use crate::model::options::GateChoice;
 use crate::track::Tracker;
 use crate::track::slots::SlotIndex;
@@ -62,12 +63,14 @@ impl Default for Policy {
 pub const FENCE_MAX: Duration = Duration::from_millis(2);
 
 /// What the target allows right now.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Allowed<'a> {
     /// Somebody could store without a call (a shared mapping, io_uring), or could not be counted: none and fence cannot hold him.
     pub freezer_only: bool,
     /// Its owner has paused the container: it needs no gate, whatever was chosen, and must not be thawed.
     pub paused: bool,
+    /// The directories that name an inode, as far as the shadow knows; `None`: they are many, or unknown.
+    pub kin: &'a dyn Fn(Ino) -> Option<Vec<Ino>>,
     /// The container's freezer, if it has one of its own.
     pub freezer: Option<&'a Freezer>,
 }
@@ -153,7 +156,7 @@ impl Attempts {
         gates.retain(|(hold, _)| allowed.paused || self.policy.choice.allows(hold.gate()));
         for (hold, tries) in gates {
             for _ in 0..tries {
-                match self.attempt(tracker, hot, hold)? {
+                match self.attempt(tracker, hot, hold, allowed.kin)? {
                     Ok(pause) => return Ok(Outcome::Cut(pause)),
                     Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Estimate)) => {
                         return Ok(Outcome::Round(why));
@@ -181,11 +184,13 @@ impl Attempts {
         tracker: &mut Tracker,
         hot: &Hot<'_>,
         hold: Hold<'_>,
+        kin: &dyn Fn(Ino) -> Option<Vec<Ino>>,
     ) -> io::Result<Result<Pause, Abandoned>> {
         let budget =
             if matches!(hold, Hold::Fence) { self.policy.budget.min(FENCE_MAX) } else { self.policy.budget };
         let result = match self.look_ahead(tracker, budget) {
             Ok(()) => {
+                self.find_kin(tracker, hot, kin);
                 let armed = if let Hold::Freezer(freezer) = hold {
                     freezer.arm()?;
                     Some(freezer)
@@ -259,6 +264,23 @@ impl Attempts {
         let work = self.work();
         // Headroom: the drain, and what becomes dirty until the gate is up.
         if self.estimate.of(work) + self.policy.drain > budget { Err(Abandoned::Estimate) } else { Ok(()) }
+    }
+
+    /// Notes, for what is dirty and has no descriptor, where it was named last: the window can then tell that it is gone.
+    fn find_kin(&mut self, tracker: &Tracker, hot: &Hot<'_>, kin: &dyn Fn(Ino) -> Option<Vec<Ino>>) {
+        let slots = tracker.slots();
+        for taken in self.arena.dirty.iter_mut().filter(|t| !hot.has(t.slot)) {
+            taken.kin = slots.ino(taken.slot).and_then(kin).and_then(|parents| {
+                let mut found = Kin::default();
+                if parents.len() > found.len() {
+                    return None;
+                }
+                for (place, parent) in found.iter_mut().zip(parents) {
+                    *place = Some(slots.find(parent.0)?);
+                }
+                Some(found)
+            });
+        }
     }
 
     fn work(&self) -> Work {

@@ -8,7 +8,7 @@
 //!   taken slot ── has a descriptor ── file: statx, attributes, dirty blocks
 //!        │                         └─ directory: statx, attributes, all entries
 //!        │                                            │ entry unknown, or its slot has no descriptor: statx, all of it
-//!        └─ has none: must have turned up as such an entry, or the attempt is abandoned (Cold)
+//!        └─ has none: must have turned up as such an entry, or be gone from the directories that named it; else Cold
 //! ```
 
 use std::ffi::CStr;
@@ -92,7 +92,7 @@ pub fn take(arena: &mut Arena, slots: Slots<'_>, slot: SlotIndex) -> Result<(), 
     }
     let index = match arena.taken[slot.0 as usize] {
         0 => {
-            if !arena.dirty.push(TakenSlot { slot, state: 0, bits: END, through_entry: false }) {
+            if !arena.dirty.push(TakenSlot::new(slot)) {
                 arena.left_out = Some(slot);
                 return Err(Abandoned::TooMuch);
             }
@@ -144,6 +144,7 @@ impl Reader<'_, '_> {
             let taken = self.arena.dirty[i];
             if let Some((fd, directory)) = self.hot.get(taken.slot) {
                 self.known(fd, directory, taken)?;
+                self.arena.dirty[i].listed = directory;
             }
             i += 1;
         }
@@ -159,10 +160,20 @@ impl Reader<'_, '_> {
             listed?;
             i += 1;
         }
-        if self.arena.dirty.iter().any(|t| !t.through_entry && !self.hot.has(t.slot)) {
+        if self.arena.dirty.iter().any(|t| !t.through_entry && !self.hot.has(t.slot) && !self.gone(t)) {
             return Err(Abandoned::Cold);
         }
         Ok(())
+    }
+
+    /// Whether an inode without a descriptor, which no listing has shown, is gone. Every directory that named it was listed now, and so was every
+    /// directory that has changed since: it has no name any more.
+    fn gone(&self, taken: &TakenSlot) -> bool {
+        let listed = |slot: SlotIndex| match self.arena.taken[slot.0 as usize] {
+            0 => false,
+            index => self.arena.dirty[index as usize - 1].listed,
+        };
+        taken.kin.is_some_and(|kin| kin.into_iter().flatten().all(listed))
     }
 
     #[inline]

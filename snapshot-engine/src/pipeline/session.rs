@@ -177,7 +177,8 @@ impl Session {
             // Looked at each time: its owner may pause it, or let it go on, while we are at work. Between this look and the freeze there is
             // an instant in which a pause would be taken for ours; no kernel interface closes it.
             let paused = self.target.cgroup.is_frozen().map_err(io)?;
-            let allowed = Allowed { freezer_only, paused, freezer: self.freezer.as_ref() };
+            let kin = |ino| self.shadow.parents(ino);
+            let allowed = Allowed { freezer_only, paused, kin: &kin, freezer: self.freezer.as_ref() };
             match self.attempts.run(&mut self.tracker, &hot, allowed).map_err(io)? {
                 Outcome::Cut(pause) => {
                     drop(hot);
