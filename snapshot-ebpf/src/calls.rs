@@ -19,8 +19,8 @@ use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
 use snapshot_ebpf::{
-    CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, Control, CpuStop,
-    FAULT_NO_COUNT, FAULT_NO_FENCE, MAX_CALLS, MAX_CPUS, MAX_TARGETS, NONE,
+    CALL_DATA, CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, Control,
+    CpuStop, FAULT_NO_COUNT, FAULT_NO_FENCE, MAX_CALLS, MAX_CPUS, MAX_TARGETS, NONE,
 };
 
 use crate::atomics::fetch_add;
@@ -28,6 +28,9 @@ use crate::kernel::{Ref, constant, current, device, file};
 use crate::slots::CONTROL;
 
 const MMAPABLE: u32 = 1 << 10;
+const S_IFMT: u16 = 0o170_000;
+const S_IFREG: u16 = 0o100_000;
+const S_IFDIR: u16 = 0o040_000;
 /// BPF_MAX_LOOPS is 8 Mi; a turn takes some 20 ns, so this outlasts every deadline the engine sets.
 const TURNS: u32 = 1 << 20;
 /// The bit of the x32 ABI, and anything else that is not a plain number.
@@ -43,7 +46,7 @@ static CPUS: Array<CpuStop> = Array::with_max_entries(MAX_CPUS, MMAPABLE);
 /// The target the running task belongs to.
 #[inline(always)]
 fn membership(control: *mut Control, task: Ref) -> bool {
-    // SAFETY: map values, here and below.
+    // SAFETY: a map value.
     let len = unsafe { core::ptr::read_volatile(&raw const (*control).targets_len) };
     let namespace = task.follow(constant!(OFFSETS.task_nsproxy)).follow(constant!(OFFSETS.nsproxy_mnt));
     let inum: u32 = namespace.get(constant!(OFFSETS.mnt_inum)).unwrap_or(0);
@@ -52,6 +55,7 @@ fn membership(control: *mut Control, task: Ref) -> bool {
         if i as u64 >= len {
             return false;
         }
+        // SAFETY: a map value, and `i` is in bounds of the array.
         let target = unsafe { core::ptr::read_volatile(&raw const (*control).targets[i]) };
         if inum != 0 && inum == target.mount_namespace {
             return true;
@@ -88,6 +92,13 @@ fn ours(control: *mut Control, file: Ref) -> bool {
     false
 }
 
+/// Whether an open file is a regular file or a directory; what cannot be read counts as one.
+#[inline(always)]
+fn plain(file: Ref) -> bool {
+    let mode = file.follow(constant!(OFFSETS.file_inode)).get::<u16>(constant!(OFFSETS.inode_mode));
+    mode.is_none_or(|m| matches!(m & S_IFMT, S_IFREG | S_IFDIR))
+}
+
 #[inline(always)]
 fn argument(regs: Ref, n: usize) -> u64 {
     let offset = match n {
@@ -122,6 +133,10 @@ fn modifying(control: *mut Control, task: Ref, regs: Ref, class: u32) -> bool {
             unsafe { bpf_probe_read_user(how) }.map_or(true, |flags| flags & write != 0)
         }
         _ if class & CALL_OPEN != 0 => argument(regs, (class & 15) as usize) & write != 0,
+        _ if class & CALL_DATA != 0 => {
+            let file = file(task, argument(regs, (class & 15) as usize));
+            plain(file) && ours(control, file)
+        }
         _ if class & CALL_FD != 0 => ours(control, file(task, argument(regs, (class & 15) as usize))),
         _ => true,
     }
@@ -158,10 +173,11 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     } else {
         CALLS.get(number as u32).copied().unwrap_or(CALL_PATH)
     };
-    // SAFETY: map values, here and below.
+    // SAFETY: a map value.
     let note = unsafe { core::ptr::read_volatile(&raw const (*control).note_tasks) } != 0;
     let ids = bpf_get_current_pid_tgid();
     if class == CALL_PROBE {
+        // SAFETY: a map value.
         if unsafe { core::ptr::read_volatile(&raw const (*control).probe_tgid) } == ids >> 32 {
             probe(control, task, regs);
         }
@@ -185,6 +201,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
     }
     let Some(inside) = inside else {
         // The call cannot be counted out, so it must not be counted in: from now on only the freezer will do.
+        // SAFETY: a map value.
         unsafe { fetch_add(&raw mut (*control).tasks_lost, 1) };
         warn!(&ctx, "task table full: task {} cannot be counted", tid);
         return 0;

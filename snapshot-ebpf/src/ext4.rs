@@ -1,4 +1,4 @@
-//! Events of ext4, and of ext2 and ext3 through it. Which operation raises which: measured, docs/architecture.md.
+//! Events of ext4, and of ext2 and ext3 through it. Which operation raises which: measured, docs/events.md.
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;

@@ -18,6 +18,7 @@ pub static SETTINGS: Settings =
 
 const EMPTY: Offsets = Offsets {
     inode_ino: 0,
+    inode_mode: 0,
     inode_sb: 0,
     inode_mapping: 0,
     inode_dio_count: 0,
@@ -49,14 +50,18 @@ const EMPTY: Offsets = Offsets {
     regs_args: [0; 6],
 };
 
-/// A constant the engine patched in: volatile, so that the compiler does not use the value it sees here.
+/// A constant the engine patched in: read as volatile, so that the compiler does not use the value it sees here.
 macro_rules! constant {
-    ($from:ident . $($field:tt)+) => {
-        // SAFETY: a static that is always valid.
-        unsafe { core::ptr::read_volatile(&raw const $crate::kernel::$from.$($field)+) }
-    };
+    ($from:ident . $($field:tt)+) => { $crate::kernel::patched(&$crate::kernel::$from.$($field)+) };
 }
 pub(crate) use constant;
+
+/// See [`constant`].
+#[inline(always)]
+pub fn patched(constant: &'static u32) -> u32 {
+    // SAFETY: a reference to a static is always valid.
+    unsafe { core::ptr::read_volatile(constant) }
+}
 
 /// A kernel structure at an address the kernel gave us.
 #[derive(Clone, Copy)]

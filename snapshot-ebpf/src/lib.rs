@@ -65,6 +65,9 @@ pub const CALL_MMAP: u32 = 2;
 pub const CALL_PROBE: u32 = 3;
 /// Call class, with the argument's number in the low bits: counted when that descriptor is of the target's tree.
 pub const CALL_FD: u32 = 0x10;
+/// Call class, with the argument's number in the low bits: counted when that descriptor is a regular file or directory of the
+/// target's tree. A write to a FIFO or a terminal that lies there may block for ever and changes nothing.
+pub const CALL_DATA: u32 = 0x40;
 /// Call class, with the argument's number in the low bits: an open, counted when these flags ask for writing.
 pub const CALL_OPEN: u32 = 0x20;
 /// Call class: openat2, whose flags are in the caller's memory (argument 2).
@@ -180,6 +183,8 @@ pub struct CpuStop {
 pub struct Offsets {
     /// `inode.i_ino`
     pub inode_ino: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
     /// `inode.i_sb`
     pub inode_sb: u32,
     /// `inode.i_mapping`

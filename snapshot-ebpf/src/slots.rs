@@ -154,7 +154,7 @@ fn word(slot: *mut Slot, w: u64, mask: u64) -> u64 {
 #[inline(always)]
 fn queue(inode: Ref, slot: *mut Slot, index: u32, flags: u64) {
     let Some(control) = CONTROL.get_ptr_mut(0) else { return };
-    // SAFETY: map values, here and below.
+    // SAFETY: a map value.
     let count = unsafe { fetch_add(&raw mut (*control).events.value, 1) };
     if constant!(SETTINGS.fault) == FAULT_DROP_EVENTS && count & 15 == 0 {
         return;
@@ -164,13 +164,16 @@ fn queue(inode: Ref, slot: *mut Slot, index: u32, flags: u64) {
     // on MAPPED tells the engine to clean the pages before it copies them, so that every later store is an event.
     let writable: i32 =
         inode.follow(constant!(OFFSETS.inode_mapping)).get(constant!(OFFSETS.mapping_writable)).unwrap_or(0);
+    // SAFETY: a map value.
     let before = unsafe { core::ptr::read_volatile(&raw const (*slot).state) };
     if writable > 0 && before & MAPPED == 0 {
         flags |= MAPPED | WHOLE;
     }
+    // SAFETY: a map value.
     let old = unsafe { fetch_or(&raw mut (*slot).state, flags) };
     if old & QUEUED == 0 && RING.output::<u32>(index, NO_WAKEUP).is_err() {
         // T1: the slot keeps its dirt; the engine looks at all of them.
+        // SAFETY: a map value.
         unsafe { fetch_add(&raw mut (*control).ring_lost, 1) };
     }
 }

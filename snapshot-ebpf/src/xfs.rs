@@ -1,4 +1,4 @@
-//! Events of XFS. Which operation raises which: measured, docs/architecture.md.
+//! Events of XFS. Which operation raises which: measured, docs/events.md.
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use crate::model::chunk::{
     BLOCK, Blob, BlobId, BlobIndex, ChunkDigest, ChunkInfo, ChunkRef, Compressor, Format, MAX_CHUNKS_PER_BLOB,
 };
-use crate::rafs;
+use crate::rafs::blob::tail as tail_of;
 
 use super::ChunkError;
 
@@ -79,7 +79,7 @@ impl Placer {
         if self.chunks.is_empty() {
             return None;
         }
-        let tail = rafs::blob::tail(&self.chunks, self.offset);
+        let tail = tail_of(&self.chunks, self.offset);
         self.sha.update(&tail);
         let blob = Blob {
             id: BlobId(self.sha.finalize().into()),

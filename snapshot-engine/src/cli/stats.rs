@@ -1,8 +1,8 @@
 //! `stats`.
 
 use serde_json::json;
-use snapshot_engine::store::Store;
-use snapshot_engine::telemetry::{self, PauseHistogram};
+use snapshot_engine::store::{Store, pauses};
+use snapshot_engine::telemetry::PauseHistogram;
 
 use super::Result;
 use super::args::Place;
@@ -10,7 +10,7 @@ use super::out::Out;
 
 pub(super) fn run(args: &Place, out: &Out) -> Result {
     let histogram = match Store::open_existing(&args.work_dir)? {
-        Some(store) => telemetry::load(&store)?,
+        Some(store) => pauses::load(&store)?,
         None => PauseHistogram::default(),
     };
     out.result(&histogram.table(), &json!({ "gates": histogram.figures(), "values": histogram }))

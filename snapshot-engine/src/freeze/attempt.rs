@@ -66,6 +66,8 @@ pub const FENCE_MAX: Duration = Duration::from_millis(2);
 pub struct Allowed<'a> {
     /// Somebody could store without a call (a shared mapping, io_uring), or could not be counted: none and fence cannot hold him.
     pub freezer_only: bool,
+    /// Its owner has paused the container: it needs no gate, whatever was chosen, and must not be thawed.
+    pub paused: bool,
     /// The container's freezer, if it has one of its own.
     pub freezer: Option<&'a Freezer>,
 }
@@ -136,17 +138,19 @@ impl Attempts {
         let one_cpu = std::thread::available_parallelism().map_or(1, usize::from) < 2;
         let mut last = Abandoned::Mapped;
         let mut gates: Vec<(Hold<'_>, u32)> = Vec::new();
-        if !allowed.freezer_only {
+        if allowed.paused {
+            gates.push((Hold::Paused, self.policy.none_tries));
+        } else if !allowed.freezer_only {
             gates.push((Hold::None, self.policy.none_tries));
             // A spinning writer would keep the engine off a single CPU.
             if !one_cpu {
                 gates.push((Hold::Fence, self.policy.fence_tries));
             }
         }
-        if let Some(freezer) = allowed.freezer {
+        if let (Some(freezer), false) = (allowed.freezer, allowed.paused) {
             gates.push((Hold::Freezer(freezer), 3));
         }
-        gates.retain(|(hold, _)| self.policy.choice.allows(hold.gate()));
+        gates.retain(|(hold, _)| allowed.paused || self.policy.choice.allows(hold.gate()));
         for (hold, tries) in gates {
             for _ in 0..tries {
                 match self.attempt(tracker, hot, hold)? {
@@ -162,7 +166,7 @@ impl Attempts {
                         if why == Abandoned::Mapped {
                             break;
                         }
-                        if !matches!(hold, Hold::None) {
+                        if !matches!(hold, Hold::None | Hold::Paused) {
                             std::thread::sleep(self.policy.pause);
                         }
                     }
@@ -190,6 +194,7 @@ impl Attempts {
                 };
                 self.count += 1;
                 tracker.live().clear_felt();
+                let losses_seen = tracker.losses_seen();
                 let (ring, live, slots) = tracker.window_parts();
                 let mut window = Window {
                     ring,
@@ -203,6 +208,7 @@ impl Attempts {
                     } else {
                         self.policy.drain
                     },
+                    losses_seen,
                     captured_in: None,
                     cpus: self.cpus,
                     probe: self.policy.probe,
@@ -292,7 +298,7 @@ impl Attempts {
                 Ok(pause)
             }
             Err(why) => {
-                if !matches!(hold, Hold::None) {
+                if !matches!(hold, Hold::None | Hold::Paused) {
                     self.stops.push((hold.gate(), took));
                 }
                 Err(why)

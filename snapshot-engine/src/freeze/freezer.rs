@@ -78,15 +78,11 @@ impl Freezer {
         Ok(Freezer { control, events, v2, watchdog })
     }
 
-    /// Whether its owner has frozen the container already. Then it needs no gate, and must not be thawed.
+    /// Whether every task is frozen.
     ///
     /// # Errors
     /// When the state cannot be read.
-    pub fn already_frozen(&self) -> io::Result<bool> {
-        self.is_frozen()
-    }
-
-    fn is_frozen(&self) -> io::Result<bool> {
+    pub fn is_frozen(&self) -> io::Result<bool> {
         let mut buffer = [0; 256];
         let file = self.events.as_ref().unwrap_or(&self.control);
         let len = rustix::io::pread(file, &mut buffer, 0)?;

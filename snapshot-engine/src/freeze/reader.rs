@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use snapshot_ebpf::{BLOCK_SHIFT, DIRECT, MAPPED, META, TAIL, WHOLE};
 
 use super::arena::{Arena, END, Record, Span, TakenBits, TakenSlot, touched};
-use super::gate::{Abandoned, Gate};
+use super::gate::Abandoned;
 use crate::kernel::directory::{entries, getdents};
 use crate::model::dirty::Ino;
 use crate::track::Live;
@@ -124,8 +124,8 @@ pub struct Reader<'a, 'h> {
     pub hot: &'a Hot<'h>,
     /// The control page, for questions about descriptors.
     pub live: &'a Live,
-    /// What holds the writers.
-    pub gate: Gate,
+    /// Everybody stands still: no store through a mapping either (T4).
+    pub nobody_stores: bool,
     /// When to give up.
     pub deadline: u64,
 }
@@ -172,7 +172,7 @@ impl Reader<'_, '_> {
 
     /// An inode the shadow knows, through its descriptor.
     fn known(&mut self, fd: BorrowedFd<'_>, directory: bool, taken: TakenSlot) -> Result<(), Abandoned> {
-        if taken.state & MAPPED != 0 && self.gate != Gate::Freezer {
+        if taken.state & MAPPED != 0 && !self.nobody_stores {
             return Err(Abandoned::Mapped);
         }
         if taken.state & DIRECT != 0 && self.ask(fd).1 {
@@ -368,7 +368,7 @@ impl Reader<'_, '_> {
             libc::S_IFREG => {
                 let fd = open(directory, name, READ)?;
                 let (mapped, direct) = self.ask(fd.as_fd());
-                if mapped && self.gate != Gate::Freezer {
+                if mapped && !self.nobody_stores {
                     return Err(Abandoned::Mapped);
                 }
                 if direct {

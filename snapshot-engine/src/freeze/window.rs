@@ -27,6 +27,8 @@ use crate::track::slots::{SlotIndex, Slots};
 pub enum Hold<'a> {
     /// Nothing.
     None,
+    /// Nothing of ours: its owner has paused the container, everybody stands still already.
+    Paused,
     /// The fence.
     Fence,
     /// The freezer, opened and armed.
@@ -38,7 +40,7 @@ impl Hold<'_> {
     #[must_use]
     pub fn gate(&self) -> Gate {
         match self {
-            Hold::None => Gate::None,
+            Hold::None | Hold::Paused => Gate::None,
             Hold::Fence => Gate::Fence,
             Hold::Freezer(_) => Gate::Freezer,
         }
@@ -61,6 +63,8 @@ pub struct Window<'a, 'h> {
     pub budget: Duration,
     /// How long calls under way may take to end.
     pub drain: Duration,
+    /// [`Live::losses`] when every slot was looked at last.
+    pub losses_seen: u64,
     /// How long the capture alone took, once there was one.
     pub captured_in: Option<Duration>,
     /// CPUs whose spinners are looked at.
@@ -98,7 +102,7 @@ impl<'a> Raised<'a> {
     ) -> Result<Raised<'a>, Abandoned> {
         let mut raised = Raised { live, fence: false, frozen: None };
         match hold {
-            Hold::None => {}
+            Hold::None | Hold::Paused => {}
             Hold::Fence => {
                 raised.fence = true;
                 live.raise_fence(deadline);
@@ -132,7 +136,7 @@ impl Window<'_, '_> {
         let deadline = began + u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX / 2);
         let raised = Raised::raise(hold, self.live, deadline, self.budget)?;
         self.at(Moment::Raised);
-        let inside = self.inside(hold.gate(), began, deadline);
+        let inside = self.inside(hold, began, deadline);
         drop(raised);
         let ended = now();
         let drained = inside?;
@@ -157,20 +161,29 @@ impl Window<'_, '_> {
         }
     }
 
-    fn inside(&mut self, gate: Gate, began: u64, deadline: u64) -> Result<u64, Abandoned> {
+    fn inside(&mut self, hold: Hold<'_>, began: u64, deadline: u64) -> Result<u64, Abandoned> {
+        let gate = hold.gate();
         let drained = self.drained(gate, began)?;
         self.at(Moment::Drained);
         let stamp = self.live.stamp();
-        if stamp.lost != 0 && self.live.tasks_lost() != 0 && gate != Gate::Freezer {
-            return Err(Abandoned::Disturbed);
+        // T1: dirt that the ring does not name: a round looks at every slot.
+        if self.live.losses() != self.losses_seen {
+            return Err(Abandoned::TooMuch);
         }
         while let Some(record) = self.ring.next() {
             if let Some(index) = record.first_chunk::<4>() {
                 take(self.arena, self.slots, SlotIndex(u32::from_ne_bytes(*index)))?;
             }
         }
-        Reader { arena: self.arena, slots: self.slots, hot: self.hot, live: self.live, gate, deadline }
-            .capture()?;
+        Reader {
+            arena: self.arena,
+            slots: self.slots,
+            hot: self.hot,
+            live: self.live,
+            nobody_stores: !matches!(hold, Hold::None | Hold::Fence),
+            deadline,
+        }
+        .capture()?;
         self.captured_in = Some(Duration::from_nanos(now() - drained));
         self.at(Moment::Captured);
         // G2: still nobody under way, nothing begun, nothing changed, nobody let through.

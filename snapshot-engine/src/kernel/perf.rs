@@ -90,8 +90,10 @@ impl UserSampler {
     /// Whether the task was in user mode at some moment since [`UserSampler::start`].
     #[must_use]
     pub fn seen(&self) -> bool {
-        // SAFETY: inside the mapping, aligned; the kernel writes it, so it is read atomically.
-        let head = unsafe { &*self.ring.as_ptr().add(DATA_HEAD).cast::<AtomicU64>() };
+        // SAFETY: DATA_HEAD lies inside the mapping.
+        let head = unsafe { self.ring.add(DATA_HEAD) }.cast::<AtomicU64>();
+        // SAFETY: initialised by the kernel, aligned, mapped as long as `self`; the kernel writes it, so it is read atomically.
+        let head = unsafe { head.as_ref() };
         head.load(Ordering::Acquire) != 0
     }
 }

@@ -218,11 +218,7 @@ impl Ring {
         self.uring.submit().map(drop)
     }
 
-    /// The next finished request that is there, without waiting.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "None means not yet, not the end, so it is no iterator"
-    )]
+    /// The next finished request that is there, without waiting. `None` means not yet, not the end: it is no iterator.
     pub fn completed(&mut self) -> Option<Completion> {
         let entry = self.uring.completion().next()?;
         let index = usize::try_from(entry.user_data()).ok()?;

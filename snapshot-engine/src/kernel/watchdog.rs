@@ -78,6 +78,10 @@ impl Drop for Watchdog {
 }
 
 /// The child. Raw calls only; see `start`.
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one promise for all: plain system calls, and nothing else"
+)]
 fn watch(pipe: i32, control: i32, thaw: &[u8], limit: libc::c_int) -> ! {
     // SAFETY: system calls on plain numbers and on buffers that live here. Closing every other descriptor matters: this
     // process would otherwise keep the engine's BPF programs alive after its death, and its own pipe open.

@@ -3,6 +3,7 @@
 pub mod chunk;
 pub mod dirty;
 pub mod fault;
+pub mod inode;
 pub mod nanos;
 pub mod options;
 pub mod overlay;

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use crate::kernel::beneath::{Stat, Xattrs};
+use super::inode::{Stat, Xattrs};
 
 /// An inode as it stood at the cut.
 #[derive(Debug)]

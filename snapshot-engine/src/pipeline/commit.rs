@@ -9,8 +9,7 @@ use crate::model::nanos::Nanos;
 use crate::model::options::CommitOptions;
 use crate::model::reference::ContainerRef;
 use crate::model::target::ImageTarget;
-use crate::store::{Claimed, Record, SCHEMA_VERSION, State, Store};
-use crate::telemetry;
+use crate::store::{Claimed, Record, SCHEMA_VERSION, State, Store, pauses};
 
 /// What a commit needs to know.
 #[derive(Debug, Clone)]
@@ -31,7 +30,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     let began = Instant::now();
     let CommitRequest { container, target, options } = request;
     options.validate()?;
-    preflight::privileges(&options)?;
+    preflight::privileges()?;
     let target = target
         .clone()
         .absolute()
@@ -71,7 +70,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
         image_time: None,
     })?;
     // The snapshot is made; a histogram that cannot be written does not unmake it.
-    if let Err(e) = telemetry::remember(&store, &pause) {
+    if let Err(e) = pauses::remember(&store, &pause) {
         tracing::warn!("the pause is not in the histogram: {e}");
     }
     tracing::info!("{} is cut: {:?}", claimed.record().snapshot_id, claimed.record().cut.pause);

@@ -8,7 +8,6 @@ use super::progress::Stage;
 use crate::model::fault::{Class, Fault};
 use crate::model::{options, reference, target};
 use crate::store::{self, Failure, SnapshotId};
-use crate::telemetry;
 
 /// What can go wrong with a commit.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +26,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// The histogram of pauses.
     #[error(transparent)]
-    Telemetry(#[from] telemetry::Error),
+    Pauses(#[from] store::pauses::Error),
     /// The background process.
     #[error(transparent)]
     Background(#[from] background::Error),
@@ -140,7 +139,7 @@ impl Fault for Error {
             Error::Target(e) => e.class(),
             Error::Reference(e) => e.class(),
             Error::Store(e) => e.class(),
-            Error::Telemetry(e) => e.class(),
+            Error::Pauses(e) => e.class(),
             Error::Background(e) => e.class(),
             Error::Privilege { .. } => Class::Permission,
             Error::TargetUnusable { source, .. } => crate::model::fault::class_of_io(source),
@@ -159,7 +158,7 @@ impl Fault for Error {
             Error::Target(e) => e.remedy(),
             Error::Reference(e) => e.remedy(),
             Error::Store(e) => e.remedy(),
-            Error::Telemetry(e) => e.remedy(),
+            Error::Pauses(e) => e.remedy(),
             Error::Background(e) => e.remedy(),
             Error::Privilege { .. } => Some("run as root, or grant the process these capabilities".into()),
             Error::TargetExists { .. } => Some("choose another tag, or replace it with --overwrite".into()),

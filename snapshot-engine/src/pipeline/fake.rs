@@ -92,17 +92,17 @@ impl Stages for Fake {
     fn cut(&self, request: &CutRequest, progress: &dyn Progress) -> Result<Cut, Error> {
         self.cuts.fetch_add(1, Ordering::SeqCst);
         progress.report(Stage::PreCopy, 1, 2);
-        fs::create_dir(request.directory.join("shadow")).unwrap();
-        fs::write(request.directory.join("shadow/file"), "x").unwrap();
+        fs::create_dir(request.directory.join("shadow")).expect("the request's directory is empty and ours");
+        fs::write(request.directory.join("shadow/file"), "x").expect("the directory was just made");
         act(self.cut, Stage::Resolve)?;
-        fs::rename(request.directory.join("shadow"), request.frozen()).unwrap();
+        fs::rename(request.directory.join("shadow"), request.frozen()).expect("nothing is there yet");
         Ok(sample_cut(&request.frozen()))
     }
 
     fn image(&self, _: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
         self.images.fetch_add(1, Ordering::SeqCst);
         progress.report(Stage::Chunk, 1, 2);
-        let then = *self.image.lock().unwrap();
+        let then = *self.image.lock().expect("nobody panics with this lock");
         act(then, Stage::Chunk)?;
         Ok(sample_image())
     }

@@ -7,11 +7,10 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 
 use super::Error;
-use crate::model::options::{CommitOptions, TrackerChoice};
 use crate::model::target::ImageTarget;
 
 /// The privileges a cut needs: to enter another mount namespace's view and freeze cgroups, to read files of any owner, and to load programs.
-pub(super) fn privileges(options: &CommitOptions) -> Result<(), Error> {
+pub(super) fn privileges() -> Result<(), Error> {
     let effective =
         rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
     let mut missing = Vec::new();
@@ -20,9 +19,6 @@ pub(super) fn privileges(options: &CommitOptions) -> Result<(), Error> {
     }
     if !effective.intersects(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE) {
         missing.push("CAP_DAC_READ_SEARCH");
-    }
-    if options.tracker != TrackerChoice::None && !effective.contains(CapabilitySet::BPF) {
-        missing.push("CAP_BPF");
     }
     if missing.is_empty() { Ok(()) } else { Err(Error::Privilege { missing }) }
 }

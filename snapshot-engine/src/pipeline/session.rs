@@ -27,7 +27,7 @@ use crate::freeze::gate::{Abandoned, Gate, Pause};
 use crate::freeze::reader::Hot;
 use crate::kernel::beneath::{Dir, stat_fd};
 use crate::model::dirty::{Dirty, Ino, Watch};
-use crate::model::fault::Class;
+use crate::model::fault::{Class, class_of_io};
 use crate::model::options::CommitOptions;
 use crate::track::{Scope, Tracker, evidence, mappings};
 
@@ -70,6 +70,7 @@ pub struct Session {
     mappings_seen: Option<u64>,
     mapped: bool,
     misses: u64,
+    skipped_seen: u64,
 }
 
 impl Session {
@@ -86,8 +87,7 @@ impl Session {
         progress: &dyn Progress,
     ) -> Result<Session, Error> {
         progress.report(Stage::Track, 0, 0);
-        let io =
-            |stage, e: std::io::Error| Error::stage(stage, crate::model::fault::class_of_io(&e), None, e);
+        let io = |stage, e: std::io::Error| Error::stage(stage, class_of_io(&e), None, e);
         let (inodes, large_bytes) = survey(&target.overlay.upper).map_err(|e| io(Stage::Track, e))?;
         let scope = scope(&target, inodes, large_bytes, fault)?;
         let mut tracker = Tracker::start(&scope).map_err(|e| {
@@ -134,6 +134,7 @@ impl Session {
             mappings_seen: None,
             mapped: false,
             misses: 0,
+            skipped_seen: 0,
         })
     }
 
@@ -155,8 +156,7 @@ impl Session {
     /// When `--maximum-times` rounds did not do: what stood in the way, and what to do about it.
     pub fn cut(&mut self, progress: &dyn Progress) -> Result<Made, Error> {
         let stage = |e: crate::capture::Error| Error::stage(Stage::PreCopy, Class::General, None, e);
-        let io =
-            |e: std::io::Error| Error::stage(Stage::Window, crate::model::fault::class_of_io(&e), None, e);
+        let io = |e: std::io::Error| Error::stage(Stage::Window, class_of_io(&e), None, e);
         let (first, misses_before) = (self.attempts.count, self.misses);
         self.attempts.stops.clear();
         self.attempts.abandoned.clear();
@@ -171,14 +171,23 @@ impl Session {
             let freezer_only = self.freezer_only().map_err(io)?;
             let slots = self.tracker.slots();
             let hot = Hot::new(slots, self.shadow.hot().map(|(ino, fd, stat)| (ino, fd, stat.is_dir())));
-            let allowed = Allowed { freezer_only, freezer: self.freezer.as_ref() };
+            // Looked at each time: its owner may pause it, or let it go on, while we are at work. Between this look and the freeze there is
+            // an instant in which a pause would be taken for ours; no kernel interface closes it.
+            let paused = self.target.cgroup.is_frozen().map_err(io)?;
+            let allowed = Allowed { freezer_only, paused, freezer: self.freezer.as_ref() };
             let began = SystemTime::now();
             match self.attempts.run(&mut self.tracker, &hot, allowed).map_err(io)? {
                 Outcome::Cut(pause) => {
                     drop(hot);
                     let (inodes, bytes) = self.attempts.arena().captured();
                     self.take_in()?;
-                    if self.sweep_after(began)? {
+                    if paused && !self.target.cgroup.is_frozen().map_err(io)? {
+                        // Let go meanwhile: stores through mappings would have left no trace.
+                        self.tracker.mark_everything();
+                        last = Abandoned::Disturbed;
+                        continue;
+                    }
+                    if self.skipped()? || self.sweep_after(began)? {
                         last = Abandoned::Disturbed;
                         continue;
                     }
@@ -255,6 +264,22 @@ impl Session {
                 self.tracker.put_back(&[whole(Ino(stat.ino))]);
             }
         }
+    }
+
+    /// Whether the kernel has skipped one of the programs since the last look: then an event or a call may be missing, nobody knows which.
+    fn skipped(&mut self) -> Result<bool, Error> {
+        let skipped =
+            self.tracker.skipped().map_err(|e| Error::stage(Stage::Window, class_of_io(&e), None, e))?;
+        let more = skipped != self.skipped_seen;
+        if more {
+            tracing::warn!(
+                skipped,
+                "the kernel skipped a program of the tracker: everything counts as dirty"
+            );
+            self.skipped_seen = skipped;
+            self.tracker.mark_everything();
+        }
+        Ok(more)
     }
 
     /// T6, before the window: what differs without an event is made dirty, counted, and reported.

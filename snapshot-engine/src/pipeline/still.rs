@@ -56,6 +56,10 @@ pub(super) fn cut(
     let (took, inodes) = if paused {
         // Its owner holds it; it is neither frozen nor thawed by us.
         shadow.base(&mut Still, &Watched::new(progress, Stage::PreCopy)).map_err(capture)?;
+        if !target.cgroup.is_frozen().map_err(io)? {
+            let why = "its owner let the container go on while it was copied";
+            return Err(window(Class::General, "try again", why.into()));
+        }
         (Duration::ZERO, shadow.len())
     } else {
         let place = place(target).ok_or_else(|| {
@@ -66,18 +70,23 @@ pub(super) fn cut(
             )
         })?;
         // The watchdog keeps the budget (G5): it thaws when the time is up, whatever we are doing then.
-        let freezer = Freezer::open(&place, budget.max(Duration::from_millis(1))).map_err(io)?;
-        freezer.arm().map_err(io)?;
+        // Its clock has milliseconds: rounded up, and ours runs from before it is armed, so what we find within the budget was copied before it let go.
+        let limit =
+            Duration::from_millis(u64::try_from(budget.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+        let freezer = Freezer::open(&place, limit).map_err(io)?;
         let began = Instant::now();
+        freezer.arm().map_err(io)?;
         let held = freezer
             .freeze(began + budget)
             .map_err(|e| window(Class::General, "give it a larger --max-pause", Box::new(e)))?;
         let copied = shadow.base(&mut Still, &Watched::new(progress, Stage::PreCopy));
-        held.thaw().map_err(io)?;
         let took = began.elapsed();
+        let stood_still = freezer.is_frozen().map_err(io)?;
+        held.thaw().map_err(io)?;
+        let held_for = began.elapsed();
         freezer.disarm().map_err(io)?;
         copied.map_err(capture)?;
-        if took > budget {
+        if took > budget || !stood_still {
             let why = format!(
                 "copying everything took longer than the budget of {budget:?}; the container was let go when it was used up"
             );
@@ -87,7 +96,7 @@ pub(super) fn cut(
                 why.into(),
             ));
         }
-        (took, shadow.len())
+        (held_for, shadow.len())
     };
     progress.check()?;
     let frozen = shadow

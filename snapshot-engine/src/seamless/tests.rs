@@ -57,7 +57,7 @@ fn the_json_of_a_result() {
             "state": "completed",
             "pause_time": {"ns": 6400, "human": "6.4us"},
             "total_time": {"ns": 250_000_000, "human": "250.0ms"},
-            "old_upper_dir": "/work/frozen",
+            "old_upper_dir": "/srv/frozen",
             "new_upper_dir": "/upper",
             "gate": "fence",
             "attempts": 1,

@@ -29,6 +29,7 @@ mod durable;
 mod error;
 mod id;
 mod lock;
+pub mod pauses;
 mod record;
 mod root;
 mod sweep;

@@ -16,7 +16,7 @@ pub(crate) fn sample_record() -> Record {
         options: CommitOptions::default(),
         state: State::Completed,
         failure: None,
-        cut: sample_cut(Path::new("/work/frozen")),
+        cut: sample_cut(Path::new("/srv/frozen")),
         cut_time: Nanos(200_000_000),
         image_attempts: 1,
         image: Some(sample_image()),
@@ -212,8 +212,8 @@ fn pauses_of_many_processes_are_all_remembered() {
     let pause = sample_cut(Path::new("/")).pause;
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| (0..10).for_each(|_| crate::telemetry::remember(&store, &pause).unwrap()));
+            scope.spawn(|| (0..10).for_each(|_| super::pauses::remember(&store, &pause).unwrap()));
         }
     });
-    assert_eq!(crate::telemetry::load(&store).unwrap().figures()[0].count, 40);
+    assert_eq!(super::pauses::load(&store).unwrap().figures()[0].count, 40);
 }

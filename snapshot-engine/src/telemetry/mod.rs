@@ -2,8 +2,6 @@
 
 mod histogram;
 mod logging;
-mod pauses;
 
 pub use histogram::{GateFigures, PauseHistogram};
 pub use logging::{Verbosity, init};
-pub use pauses::{Error, load, remember};

@@ -3,11 +3,11 @@
 //! Closed world: a call that is not named here and not known to be harmless counts as modifying. The table is made for the machine's own numbers.
 
 use snapshot_ebpf::{
-    CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, MAX_CALLS,
+    CALL_DATA, CALL_FD, CALL_MMAP, CALL_OPEN, CALL_OPENAT2, CALL_OTHER, CALL_PATH, CALL_PROBE, MAX_CALLS,
 };
 
-/// Calls that change what a descriptor refers to: number and which argument the descriptor is.
-const BY_DESCRIPTOR: &[(libc::c_long, u32)] = &[
+/// Calls that change the content of what a descriptor refers to: number and which argument the descriptor is.
+const CONTENT: &[(libc::c_long, u32)] = &[
     (libc::SYS_write, 0),
     (libc::SYS_writev, 0),
     (libc::SYS_pwrite64, 0),
@@ -15,15 +15,15 @@ const BY_DESCRIPTOR: &[(libc::c_long, u32)] = &[
     (libc::SYS_pwritev2, 0),
     (libc::SYS_ftruncate, 0),
     (libc::SYS_fallocate, 0),
-    (libc::SYS_fchmod, 0),
-    (libc::SYS_fchown, 0),
-    (libc::SYS_fsetxattr, 0),
-    (libc::SYS_fremovexattr, 0),
     (libc::SYS_ioctl, 0),
     (libc::SYS_sendfile, 0),
     (libc::SYS_splice, 2),
     (libc::SYS_copy_file_range, 2),
 ];
+
+/// Calls that change the inode a descriptor refers to, whatever its kind.
+const INODE: &[(libc::c_long, u32)] =
+    &[(libc::SYS_fchmod, 0), (libc::SYS_fchown, 0), (libc::SYS_fsetxattr, 0), (libc::SYS_fremovexattr, 0)];
 
 /// Calls that name a path, or submit work whose target cannot be told.
 const BY_PATH: &[libc::c_long] = &[
@@ -97,7 +97,8 @@ pub fn classes() -> Vec<u32> {
         set(number, CALL_PATH);
     }
     BY_PATH.iter().chain(BY_PATH_OLD).for_each(|&number| set(number, CALL_PATH));
-    BY_DESCRIPTOR.iter().for_each(|&(number, argument)| set(number, CALL_FD | argument));
+    CONTENT.iter().for_each(|&(number, argument)| set(number, CALL_DATA | argument));
+    INODE.iter().for_each(|&(number, argument)| set(number, CALL_FD | argument));
     set(libc::SYS_mmap, CALL_MMAP);
     set(libc::SYS_openat, CALL_OPEN | 2);
     set(libc::SYS_openat2, CALL_OPENAT2);
@@ -121,8 +122,9 @@ mod tests {
     fn the_table_knows_who_writes_and_who_does_not() {
         let classes = classes();
         let class = |n: libc::c_long| classes[usize::try_from(n).unwrap()];
-        assert_eq!(class(libc::SYS_pwrite64), CALL_FD);
-        assert_eq!(class(libc::SYS_copy_file_range), CALL_FD | 2);
+        assert_eq!(class(libc::SYS_pwrite64), CALL_DATA);
+        assert_eq!(class(libc::SYS_fchmod), CALL_FD);
+        assert_eq!(class(libc::SYS_copy_file_range), CALL_DATA | 2);
         assert_eq!(class(libc::SYS_openat), CALL_OPEN | 2);
         assert_eq!(class(libc::SYS_renameat2), CALL_PATH);
         for harmless in [

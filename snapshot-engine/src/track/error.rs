@@ -52,7 +52,7 @@ pub enum Error {
     },
     /// The kernel refuses BPF.
     #[error(
-        "the kernel refuses to load BPF programs: root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN is needed"
+        "the kernel refuses to load BPF programs: root with CAP_SYS_ADMIN is needed (in a user namespace it does not count)"
     )]
     Permission(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// aya or the verifier says no.

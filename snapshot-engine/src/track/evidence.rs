@@ -5,7 +5,7 @@
 //! outside a modifying call since:
 //!
 //! * it entered or left any system call (the programs note it in TASKS), or
-//! * it sleeps in a call that changes nothing (`/proc/TID/syscall`), or
+//! * it sleeps in a call that changes nothing (`/proc/TID/syscall`), or in the opening of a FIFO, or
 //! * it was sampled in user mode (it computes and makes no calls), or
 //! * it is gone.
 
@@ -54,11 +54,19 @@ pub fn wait(tracker: &Tracker, tasks: &[u32], timeout: Duration) -> Vec<u32> {
     }
 }
 
+/// Whether a task sleeps in open(2) of a FIFO nobody has opened at the other end (`wait_for_partner`, fs/pipe.c). It may
+/// do so for ever; it has changed nothing since it fell asleep, and will change nothing when it wakes up.
+#[must_use]
+pub fn waits_for_partner(tid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{tid}/wchan"))
+        .is_ok_and(|symbol| matches!(symbol.trim(), "wait_for_partner" | "fifo_open"))
+}
+
 /// Whether a task is gone, or sleeps where it changes nothing. `/proc/TID/syscall` says "running", or the call's number and arguments
 /// (-1: asleep outside any call), for a task that is off its CPU (fs/proc/base.c, proc_pid_syscall).
 fn asleep_or_gone(tid: u32, classes: &[u32]) -> bool {
     match std::fs::read_to_string(format!("/proc/{tid}/syscall")) {
-        Ok(text) => harmless(&text, classes),
+        Ok(text) => harmless(&text, classes) || waits_for_partner(tid),
         Err(_) => !std::path::Path::new(&format!("/proc/{tid}")).exists(),
     }
 }

@@ -103,6 +103,13 @@ impl Live {
         }
     }
 
+    /// What the ring could not hold, and events that named nobody, ever.
+    #[inline]
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.ring_lost().wrapping_add(self.unknown())
+    }
+
     pub(super) fn ring_lost(&self) -> u64 {
         field!(self, ring_lost).load(SeqCst)
     }

@@ -7,6 +7,7 @@
 //!   sys_enter            ◄──────  the fence                ◄──────  raise / lower                (freeze::fence)
 //! ```
 
+pub mod btf;
 pub mod calls;
 pub mod error;
 pub mod evidence;

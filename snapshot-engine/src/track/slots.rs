@@ -262,6 +262,7 @@ impl<'a> Slots<'a> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of one range is what is meant")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -25,6 +25,8 @@ use crate::model::dirty::{Dirty, Full, Ino, Probe, Watch};
 
 /// How long [`Watch::settle`] waits for calls to end before it says no.
 const SETTLE: Duration = Duration::from_millis(200);
+/// After this long it looks who it is waiting for.
+const PATIENCE: Duration = Duration::from_millis(10);
 /// The least number of slots: 1 MiB of table.
 const MIN_SLOTS: u32 = 16 << 10;
 /// The ring: a record takes 16 bytes, so it holds this many slots that became dirty since the last look.
@@ -96,7 +98,7 @@ impl Tracker {
             return Err(Error::Targets { max: MAX_TARGETS });
         }
         let object = object::object()?;
-        let types = offsets::btf()?;
+        let types = super::btf::Btf::of_kernel()?;
         let offsets = offsets::offsets(&types, fs == FileSystem::Xfs)?;
         let programs = present(&types, fs)?;
         drop(types);
@@ -238,6 +240,33 @@ impl Tracker {
         Ok(skipped)
     }
 
+    /// Whether everybody inside a counted call sleeps where nothing changes; nobody has to be waited for then.
+    fn only_waiters(&self) -> bool {
+        let inside = self.tasks.iter().filter_map(Result::ok).filter(|(_, phase)| *phase != 0);
+        let mut any = false;
+        for (tid, _) in inside {
+            any = true;
+            if !super::evidence::waits_for_partner(tid) {
+                return false;
+            }
+        }
+        any
+    }
+
+    /// What the ring could not hold and events that named nobody, as of the last [`Watch::take`], which looked at everything then.
+    #[must_use]
+    pub fn losses_seen(&self) -> u64 {
+        self.ring_lost_seen.wrapping_add(self.unknown_seen)
+    }
+
+    /// Makes every watched inode dirty: something is known to have been missed, and not what (T1).
+    pub fn mark_everything(&mut self) {
+        let all = self.everything();
+        let slots = self.slots();
+        let again: Vec<SlotIndex> = all.into_iter().filter(|&s| slots.put_state(s, META | WHOLE)).collect();
+        self.again.extend(again);
+    }
+
     /// Room for the block bits of a file, as `Slot::more` has it.
     fn room(&mut self, size: u64) -> u64 {
         let blocks = size.div_ceil(1 << BLOCK_SHIFT);
@@ -275,10 +304,10 @@ fn program_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoin
 }
 
 /// The programs this kernel has, in the order they are attached.
-fn present(btf: &btf_rs::Btf, fs: FileSystem) -> Result<Vec<Program>, Error> {
+fn present(btf: &super::btf::Btf, fs: FileSystem) -> Result<Vec<Program>, Error> {
     let mut programs = Vec::new();
     for program in fs.programs().chain(CALLS.iter().copied()) {
-        if offsets::has_tracepoint(btf, program.name) {
+        if btf.has_tracepoint(program.name) {
             programs.push(program);
         } else if program.required {
             return Err(Error::NoTracepoint { name: program.name, fs: format!("{fs:?}").to_lowercase() });
@@ -351,11 +380,16 @@ impl Watch for Tracker {
     fn settle(&mut self) -> bool {
         // As SRCU does (kernel/rcu/srcutree.c): a call may have read the phase before a flip and count itself in after it. So the other
         // phase, which nobody enters any more, is waited for first; then the phases change places and the one that was in use is waited for.
-        let until = Instant::now() + SETTLE;
+        let began = Instant::now();
         let wait = |phase: u64| {
+            let mut looked = false;
             while self.live.in_phase(phase) != 0 {
-                if Instant::now() >= until {
+                let waited = began.elapsed();
+                if waited >= SETTLE {
                     return false;
+                }
+                if waited >= PATIENCE && !std::mem::replace(&mut looked, true) && self.only_waiters() {
+                    return true;
                 }
                 std::thread::sleep(Duration::from_micros(50));
             }

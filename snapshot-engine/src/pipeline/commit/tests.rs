@@ -17,7 +17,7 @@ fn request(work: &Path) -> CommitRequest {
 
 /// The cut checks privileges first; without them these tests have nothing to test.
 fn privileged() -> bool {
-    let ok = preflight::privileges(&CommitOptions::default()).is_ok();
+    let ok = preflight::privileges().is_ok();
     assert!(ok || std::env::var_os("CI").is_none(), "CI must run these tests as root");
     if !ok {
         eprintln!("skipped: needs CAP_SYS_ADMIN and CAP_BPF");
@@ -54,7 +54,7 @@ fn a_commit_completes_and_is_remembered() {
     let done = store.status(id).unwrap();
     assert_eq!((done.state, done.interrupted, done.pid), (State::Completed, false, None));
     assert!((done.progress - 1.0).abs() < 1e-9);
-    assert_eq!(telemetry::load(&store).unwrap().figures()[0].count, 1);
+    assert_eq!(pauses::load(&store).unwrap().figures()[0].count, 1);
     store.remove(id).unwrap();
     assert_eq!(directories(work.path()), 0);
 }

@@ -1,11 +1,12 @@
 //! The shadow on real file systems, with a scripted tracker. Needs root for devices, owners and `trusted.*`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod support;
+
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -13,208 +14,14 @@ use std::process::Command;
 use std::time::Instant;
 
 use proptest::prelude::*;
-use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::fs::{CWD, FileType, Mode};
 use snapshot_engine::capture::residual::{CapturedInode, Listing, Residual};
-use snapshot_engine::capture::{Change, Error, Round, Shadow, ShadowOptions};
+use snapshot_engine::capture::{Change, Error, Shadow, ShadowOptions};
 use snapshot_engine::kernel::beneath::{Dir, stat_fd, xattrs_fd};
-use snapshot_engine::model::dirty::{Dirty, Full, Ino, Probe, Watch};
+use snapshot_engine::model::dirty::Probe;
 use snapshot_engine::model::progress::Quiet;
 
-/// What runs inside `settle`, between the two listings of a round.
-type Hook = Box<dyn FnMut(&mut Tracker)>;
-
-/// A tracker that is told what happens instead of hearing it from the kernel; like the real one it is deaf to inodes it does not watch.
-#[derive(Default)]
-struct Tracker {
-    watched: HashSet<u64>,
-    dirty: BTreeMap<u64, Dirty>,
-    room: Option<usize>,
-    unsettled: bool,
-    probe: Probe,
-}
-
-#[derive(Default)]
-struct Fake {
-    tracker: Tracker,
-    hook: Option<Hook>,
-}
-
-impl Tracker {
-    fn event(&mut self, ino: u64, whole: bool, tail: Option<u64>, range: Option<(u64, u64)>) {
-        if !self.watched.contains(&ino) {
-            return;
-        }
-        let dirty = self.dirty.entry(ino).or_insert(Dirty {
-            ino: Ino(ino),
-            meta: true,
-            whole: false,
-            tail: None,
-            ranges: Vec::new(),
-        });
-        dirty.meta = true;
-        dirty.whole |= whole;
-        dirty.tail = dirty.tail.into_iter().chain(tail).min();
-        if let Some((from, to)) = range {
-            let block = 64 << 10;
-            dirty.ranges.push(from / block * block..to.div_ceil(block) * block);
-        }
-    }
-    fn meta(&mut self, path: &Path) {
-        if let Ok(meta) = path.symlink_metadata() {
-            self.event(meta.ino(), false, None, None);
-        }
-    }
-    fn names(&mut self, path: &Path) {
-        self.meta(path.parent().unwrap());
-        self.meta(path);
-    }
-}
-
-impl Watch for Fake {
-    fn watch(&mut self, ino: Ino, _: u64) -> Result<(), Full> {
-        if self.tracker.room.is_some_and(|room| self.tracker.watched.len() >= room) {
-            return Err(Full);
-        }
-        self.tracker.watched.insert(ino.0);
-        Ok(())
-    }
-    fn unwatch(&mut self, ino: Ino) {
-        self.tracker.watched.remove(&ino.0);
-        self.tracker.dirty.remove(&ino.0);
-    }
-    fn take(&mut self) -> Vec<Dirty> {
-        std::mem::take(&mut self.tracker.dirty).into_values().collect()
-    }
-    fn put_back(&mut self, dirty: &[Dirty]) {
-        for d in dirty {
-            self.tracker.event(d.ino.0, d.whole, d.tail, None);
-            if let Some(had) = self.tracker.dirty.get_mut(&d.ino.0) {
-                had.ranges.extend(d.ranges.clone());
-            }
-        }
-    }
-    fn settle(&mut self) -> bool {
-        if let Some(hook) = &mut self.hook {
-            hook(&mut self.tracker);
-        }
-        !self.tracker.unsettled
-    }
-    fn probe(&self, _: BorrowedFd<'_>) -> Probe {
-        self.tracker.probe
-    }
-}
-
-struct Bench {
-    _dir: tempfile::TempDir,
-    upper: PathBuf,
-    work: PathBuf,
-    frozen: PathBuf,
-}
-
-fn bench() -> Bench {
-    let dir = tempfile::tempdir().unwrap();
-    let [upper, work, frozen] = ["upper", "work", "frozen"].map(|n| dir.path().join(n));
-    fs::create_dir(&upper).unwrap();
-    Bench { _dir: dir, upper, work, frozen }
-}
-
-fn options() -> ShadowOptions {
-    ShadowOptions::default()
-}
-
-fn shadow(b: &Bench) -> Shadow {
-    Shadow::create(&b.upper, &b.work, options()).unwrap()
-}
-
-/// Rounds until nothing is dirty.
-fn settle(shadow: &mut Shadow, fake: &mut Fake) -> Round {
-    for _ in 0..10 {
-        let round = shadow.round(fake, &Quiet).unwrap();
-        if fake.tracker.dirty.is_empty() {
-            return round;
-        }
-    }
-    panic!("never clean: {:?}", fake.tracker.dirty);
-}
-
-/// Everything about a tree that a copy must keep, by path. Hard links are told by the first path of their inode.
-fn describe(root: &Path) -> BTreeMap<Vec<u8>, String> {
-    let mut all = BTreeMap::new();
-    let mut first: HashMap<u64, Vec<u8>> = HashMap::new();
-    let mut stack = vec![Vec::new()];
-    while let Some(below) = stack.pop() {
-        let path = root.join(OsStr::from_bytes(&below));
-        let meta = path.symlink_metadata().unwrap();
-        let kind = meta.mode() & 0o170_000;
-        let size = if kind == 0o040_000 { 0 } else { meta.size() };
-        let mut text = format!(
-            "mode {:o} owner {}:{} rdev {} size {size} mtime {}.{}",
-            meta.mode(),
-            meta.uid(),
-            meta.gid(),
-            meta.rdev(),
-            meta.mtime(),
-            meta.mtime_nsec()
-        );
-        let mut names = vec![0; 4096];
-        let len = rustix::fs::llistxattr(&path, &mut names[..]).unwrap();
-        let mut keys: Vec<&[u8]> = names[..len].split(|b| *b == 0).filter(|k| !k.is_empty()).collect();
-        keys.sort_unstable();
-        for key in keys {
-            let mut value = vec![0; 4096];
-            let len = rustix::fs::lgetxattr(&path, key, &mut value[..]).unwrap();
-            text += &format!(" {}={:?}", String::from_utf8_lossy(key), &value[..len]);
-        }
-        match kind {
-            0o040_000 => {
-                for entry in fs::read_dir(&path).unwrap() {
-                    let mut next = below.clone();
-                    if !next.is_empty() {
-                        next.push(b'/');
-                    }
-                    next.extend_from_slice(entry.unwrap().file_name().as_bytes());
-                    stack.push(next);
-                }
-            }
-            0o100_000 if size < 64 << 20 => {
-                let content = fs::read(&path).unwrap();
-                let sum =
-                    content.iter().fold(7u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
-                text += &format!(" sum {sum:x}");
-            }
-            0o120_000 => text += &format!(" -> {:?}", fs::read_link(&path).unwrap()),
-            _ => {}
-        }
-        if kind != 0o040_000 {
-            text += &format!(" nlink {} links", meta.nlink());
-            let name = first.entry(meta.ino()).or_insert_with(|| below.clone());
-            if *name > below {
-                name.clone_from(&below);
-            }
-        }
-        all.insert(below, text);
-    }
-    for (path, text) in &mut all {
-        if text.ends_with("links") {
-            let ino = root.join(OsStr::from_bytes(path)).symlink_metadata().unwrap().ino();
-            *text += &format!(" with {:?}", String::from_utf8_lossy(&first[&ino]));
-        }
-    }
-    all
-}
-
-#[track_caller]
-fn same(live: &Path, frozen: &Path) {
-    let (live, frozen) = (describe(live), describe(frozen));
-    for (path, text) in &live {
-        assert_eq!(Some(text), frozen.get(path), "at {:?}", String::from_utf8_lossy(path));
-    }
-    assert_eq!(live.len(), frozen.len());
-}
-
-fn set(path: &Path, key: &str, value: &[u8]) {
-    rustix::fs::lsetxattr(path, key, value, XattrFlags::empty()).unwrap();
-}
+use support::*;
 
 #[test]
 fn keeps_everything_there_is() {
@@ -699,42 +506,4 @@ fn limits_have_names() {
     assert!(matches!(shadow(&b).base(&mut fake, &Quiet), Err(Error::TrackerFull { .. })));
     let inside = b.upper.join("work");
     assert!(matches!(Shadow::create(&b.upper, &inside, small), Err(Error::Nested { .. })));
-}
-
-/// `cargo test -p snapshot-tests --release --test capture -- --ignored --nocapture base_against_cp`
-#[test]
-#[ignore = "a measurement"]
-fn base_against_cp() {
-    for (name, files, size) in [
-        ("1 GiB in 4 files", 4, 1 << 28),
-        ("1 GiB in 1000 files", 1000, 1 << 20),
-        ("20,000 files of 1 KiB", 20_000, 1024),
-    ] {
-        let b = bench();
-        for d in 0..20 {
-            fs::create_dir(b.upper.join(d.to_string())).unwrap();
-        }
-        let data: Vec<u8> = (0..size).map(|i: u32| (i.wrapping_mul(31) >> 4) as u8).collect();
-        for n in 0..files {
-            fs::write(b.upper.join(format!("{}/{n}", n % 20)), &data).unwrap();
-        }
-        rustix::fs::sync();
-        for _ in 0..3 {
-            let copy = b.upper.parent().unwrap().join("cp");
-            let started = Instant::now();
-            assert!(Command::new("cp").arg("-a").arg(&b.upper).arg(&copy).status().unwrap().success());
-            let cp = started.elapsed();
-            fs::remove_dir_all(&copy).unwrap();
-            rustix::fs::sync();
-            let mut shadow = shadow(&b);
-            let base = shadow.base(&mut Fake::default(), &Quiet).unwrap().took;
-            let frozen = shadow.freeze(&b.frozen, &Quiet).unwrap().took;
-            fs::remove_dir_all(&b.frozen).unwrap();
-            rustix::fs::sync();
-            println!(
-                "{name}: cp -a {cp:?}, base {base:?} ({:.2}), freeze {frozen:?}",
-                base.as_secs_f64() / cp.as_secs_f64()
-            );
-        }
-    }
 }

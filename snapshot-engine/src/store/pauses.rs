@@ -3,17 +3,17 @@
 use std::fs;
 use std::io;
 
-use super::PauseHistogram;
+use super::Store;
 use crate::model::fault::{Class, Fault};
 use crate::model::snapshot::Pause;
-use crate::store::{self, Store};
+use crate::telemetry::PauseHistogram;
 
 /// What can go wrong with the histogram's file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The store.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Store(#[from] super::Error),
     /// The file cannot be understood.
     #[error("cannot understand the histogram of pauses")]
     Content(#[from] serde_json::Error),
@@ -58,6 +58,6 @@ pub fn load(store: &Store) -> Result<PauseHistogram, Error> {
     match fs::read(&file) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(PauseHistogram::default()),
-        Err(e) => Err(store::Error::io("read", &file, e).into()),
+        Err(e) => Err(super::Error::io("read", &file, e).into()),
     }
 }
