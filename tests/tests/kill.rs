@@ -366,7 +366,7 @@ fn stopped_while_the_container_is_frozen_it_is_thawed_and_the_attempt_is_void() 
         let ended = run.end()?;
         // Without a tracker nobody would see the writes made after the thaw: only the time tells.
         if frozen && way[0] == "--tracker" {
-            ended.must_fail(1, &["longer than the budget"])?;
+            ended.must_fail(1, &["the budget of 5s", "--max-pause"])?;
         }
         lab.settle().with_context(|| format!("{way:?}: {ended:#?}"))?;
     }
