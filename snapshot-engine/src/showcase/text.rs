@@ -14,8 +14,8 @@ impl Display for Report {
         writeln!(f, "Linux {}, {} CPUs, container load {}", self.kernel, self.cpus, self.workload)?;
         writeln!(
             f,
-            "{} cuts by each gate at random moments, budget {}\n",
-            self.windows, self.max_pause.human
+            "{} cuts by each gate at random moments; by `none` on an idle container, by the others under that load\n",
+            self.windows
         )?;
         self.table(f)?;
         self.abandoned(f)?;
@@ -34,7 +34,7 @@ impl Report {
     fn table(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<8} {:>5} {:>8} {:<12} {:>9} {:>9} {:>9} {:>9}   RESIDUAL (MEDIAN)",
+            "{:<8} {:>5} {:>8} {:<12} {:>9} {:>9} {:>9} {:>9}   BUDGET, RESIDUAL (MEDIAN)",
             "GATE", "CUTS", "ATTEMPTS", "TIME", "P50", "P90", "P99", "MAX"
         )?;
         for g in &self.gates {
@@ -46,8 +46,11 @@ impl Report {
             ];
             for (i, (what, p)) in rows.into_iter().enumerate() {
                 let Some(p) = p else { continue };
-                let (head, tail) =
-                    if i == 0 { (head(g), residual(g)) } else { (" ".repeat(23), String::new()) };
+                let (head, tail) = if i == 0 {
+                    (head(g), format!("{}, {}", g.max_pause.human, residual(g)))
+                } else {
+                    (" ".repeat(23), String::new())
+                };
                 let row = format!(
                     "{head} {what:<12} {:>9} {:>9} {:>9} {:>9}   {tail}",
                     p.p50.human, p.p90.human, p.p99.human, p.max.human
