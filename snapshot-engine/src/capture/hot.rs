@@ -39,6 +39,10 @@ impl Hot {
         self.open.insert(ino, (fd, self.clock));
     }
 
+    pub(super) fn has(&self, ino: Ino) -> bool {
+        self.open.contains_key(&ino)
+    }
+
     pub(super) fn close(&mut self, ino: Ino) {
         if let Some((_, used)) = self.open.remove(&ino) {
             self.order.remove(&used);

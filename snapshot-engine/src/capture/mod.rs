@@ -170,8 +170,8 @@ impl Shadow {
         self.index.len() <= 1
     }
 
-    /// What was dirty in the last rounds (not in the base), most of it still being so: an open descriptor each, of a regular file or
-    /// a directory, and the stat the shadow has. The window reads through them.
+    /// What was dirty in the last rounds (not in the base), most of it still being so, and what was made ready with
+    /// [`warm`](Shadow::warm): an open descriptor each and the stat the shadow has. The window reads through them.
     pub fn hot(&self) -> impl Iterator<Item = (Ino, BorrowedFd<'_>, &Stat)> {
         self.hot.iter().filter_map(|(ino, fd)| Some((ino, fd, &self.index.known(ino)?.stat)))
     }
@@ -181,6 +181,22 @@ impl Shadow {
     #[must_use]
     pub fn knows(&self, stat: &Stat) -> bool {
         self.index.known(Ino(stat.ino)).is_some_and(|known| known.is(stat))
+    }
+
+    /// Makes an inode ready for the window, if the shadow has this very inode: opens it, a symbolic link or special file as a location
+    /// (`O_PATH`). What cannot be made ready is left to the next round.
+    pub fn warm(&mut self, ino: Ino) {
+        if self.hot.has(ino) {
+            return;
+        }
+        let Ok((path, stat)) = self.walker.locate(&self.index, ino) else { return };
+        if !self.knows(&stat) {
+            return;
+        }
+        let fd = if stat.is_file() || stat.is_dir() { beneath::reopen(path.as_fd()) } else { Ok(path) };
+        if let Ok(fd) = fd {
+            self.hot.keep(ino, fd);
+        }
     }
 
     /// The directories that name an inode, none for one that has just lost its last name; `None` if the shadow does not know it.

@@ -55,7 +55,7 @@ pub(super) fn young(stat: &Stat) -> bool {
 
 /// Everything there is to an inode.
 fn all_of(ino: Ino) -> Dirty {
-    Dirty { ino, meta: true, whole: true, tail: None, ranges: Vec::new() }
+    Dirty { ino, meta: true, whole: true, direct: false, tail: None, ranges: Vec::new() }
 }
 
 /// The state of one round.
@@ -87,6 +87,7 @@ impl Work {
                 let had = entry.get_mut();
                 had.meta |= dirty.meta;
                 had.whole |= dirty.whole;
+                had.direct |= dirty.direct;
                 had.tail = had.tail.into_iter().chain(dirty.tail).min();
                 had.ranges.extend(dirty.ranges);
             }
@@ -332,6 +333,7 @@ impl Shadow {
         };
         if let Plan::Ranges(ranges) = &plan
             && ranges.is_empty()
+            && !dirty.direct
             && self.index.known(ino).is_some_and(|known| known.stat.size == stat.size)
         {
             self.hot.keep(ino, source);
@@ -342,7 +344,7 @@ impl Shadow {
         let probe = watch.probe(source.as_fd());
         if probe.direct_io {
             // Its bytes may land after we have read; the event is behind us already.
-            work.late.insert(ino, dirty);
+            work.late.insert(ino, Dirty { direct: true, ..dirty });
         }
         let job = Job { ino, source, stat, xattrs, plan, serial, sync: probe.mapped, young };
         if !self.copier.push(job) {

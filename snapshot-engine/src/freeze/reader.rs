@@ -21,6 +21,7 @@ use snapshot_ebpf::{BLOCK_SHIFT, DIRECT, MAPPED, META, TAIL, WHOLE};
 
 use super::arena::{Arena, END, Record, Span, TakenBits, TakenSlot, touched};
 use super::gate::Abandoned;
+use crate::kernel::beneath::Stat;
 use crate::kernel::directory::{entries, getdents};
 use crate::model::dirty::Ino;
 use crate::track::Live;
@@ -45,22 +46,47 @@ const READ: OFlags = OFlags::RDONLY
     .union(OFlags::NOATIME)
     .union(OFlags::NOCTTY);
 
+/// What a descriptor that was made ready is of, and so how it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// Anything else, open as a location (`O_PATH`): only its metadata can change.
+    Other,
+}
+
+impl Kind {
+    /// By what `statx(2)` says.
+    #[must_use]
+    pub fn of(stat: &Stat) -> Kind {
+        if stat.is_dir() {
+            Kind::Directory
+        } else if stat.is_file() {
+            Kind::File
+        } else {
+            Kind::Other
+        }
+    }
+}
+
 /// The inodes that were made ready: an open descriptor each.
 #[derive(Debug)]
 pub struct Hot<'a> {
-    items: Vec<(BorrowedFd<'a>, bool)>,
+    items: Vec<(BorrowedFd<'a>, Kind)>,
     /// Slot -> 1 + index into `items`.
     by_slot: Vec<u32>,
 }
 
 impl<'a> Hot<'a> {
-    /// A table of descriptors: inode, descriptor, whether it is a directory.
+    /// A table of descriptors: inode, descriptor, kind.
     #[must_use]
-    pub fn new(slots: Slots<'_>, ready: impl Iterator<Item = (Ino, BorrowedFd<'a>, bool)>) -> Hot<'a> {
+    pub fn new(slots: Slots<'_>, ready: impl Iterator<Item = (Ino, BorrowedFd<'a>, Kind)>) -> Hot<'a> {
         let mut hot = Hot { items: Vec::new(), by_slot: touched(slots.len() as usize) };
-        for (ino, fd, directory) in ready {
+        for (ino, fd, kind) in ready {
             if let Some(slot) = slots.find(ino.0) {
-                hot.items.push((fd, directory));
+                hot.items.push((fd, kind));
                 hot.by_slot[slot.0 as usize] = u32::try_from(hot.items.len()).unwrap_or(0);
             }
         }
@@ -68,7 +94,7 @@ impl<'a> Hot<'a> {
     }
 
     #[inline]
-    fn get(&self, slot: SlotIndex) -> Option<(BorrowedFd<'a>, bool)> {
+    fn get(&self, slot: SlotIndex) -> Option<(BorrowedFd<'a>, Kind)> {
         self.items.get((*self.by_slot.get(slot.0 as usize)? as usize).checked_sub(1)?).copied()
     }
 
@@ -142,9 +168,9 @@ impl Reader<'_, '_> {
         while i < self.arena.dirty.len() {
             self.in_time()?;
             let taken = self.arena.dirty[i];
-            if let Some((fd, directory)) = self.hot.get(taken.slot) {
-                self.known(fd, directory, taken)?;
-                self.arena.dirty[i].listed = directory;
+            if let Some((fd, kind)) = self.hot.get(taken.slot) {
+                self.known(fd, kind, taken)?;
+                self.arena.dirty[i].listed = kind == Kind::Directory;
             }
             i += 1;
         }
@@ -187,7 +213,7 @@ impl Reader<'_, '_> {
     }
 
     /// An inode the shadow knows, through its descriptor.
-    fn known(&mut self, fd: BorrowedFd<'_>, directory: bool, taken: TakenSlot) -> Result<(), Abandoned> {
+    fn known(&mut self, fd: BorrowedFd<'_>, kind: Kind, taken: TakenSlot) -> Result<(), Abandoned> {
         if taken.state & MAPPED != 0 && !self.nobody_stores {
             return Err(Abandoned::Mapped);
         }
@@ -199,13 +225,25 @@ impl Reader<'_, '_> {
             return Ok(());
         }
         if taken.state & META != 0 {
-            self.attributes(
-                |list| rustix::fs::flistxattr(fd, list),
-                |name, value| rustix::fs::fgetxattr(fd, name, value),
-            )?;
+            if kind == Kind::Other {
+                let mut path = [0; 320];
+                let path = below(&mut path, fd, c"")?;
+                // Followed, as the link in /proc leads to the inode itself and, if that is a symbolic link, no further.
+                self.attributes(
+                    |list| rustix::fs::listxattr(path, list),
+                    |name, value| rustix::fs::getxattr(path, name, value),
+                )?;
+            } else {
+                self.attributes(
+                    |list| rustix::fs::flistxattr(fd, list),
+                    |name, value| rustix::fs::fgetxattr(fd, name, value),
+                )?;
+            }
         }
-        if directory {
-            return self.list(fd, stat.stx_ino);
+        match kind {
+            Kind::Directory => return self.list(fd, stat.stx_ino),
+            Kind::Other => return Ok(()),
+            Kind::File => {}
         }
         let size = stat.stx_size;
         if taken.state & WHOLE != 0 {
@@ -438,7 +476,7 @@ fn open(directory: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd
     rustix::fs::openat(directory, name, flags, Mode::empty()).map_err(|_| Abandoned::Unreadable)
 }
 
-/// `/proc/self/fd/N/name` in memory of the caller's, for calls that take no descriptor.
+/// `/proc/self/fd/N/name`, or `/proc/self/fd/N` for an empty name, in memory of the caller's, for calls that take no descriptor.
 fn below<'b>(path: &'b mut [u8; 320], directory: BorrowedFd<'_>, name: &CStr) -> Result<&'b CStr, Abandoned> {
     let mut at = 0;
     let mut put = |bytes: &[u8]| {
@@ -458,11 +496,11 @@ fn below<'b>(path: &'b mut [u8; 320], directory: BorrowedFd<'_>, name: &CStr) ->
             break;
         }
     }
-    put(b"/proc/self/fd/")
-        .and_then(|()| put(&digits[first..]))
-        .and_then(|()| put(b"/"))
-        .and_then(|()| put(name.to_bytes_with_nul()))
-        .ok_or(Abandoned::Unreadable)?;
+    put(b"/proc/self/fd/").and_then(|()| put(&digits[first..])).ok_or(Abandoned::Unreadable)?;
+    if !name.is_empty() {
+        put(b"/").and_then(|()| put(name.to_bytes())).ok_or(Abandoned::Unreadable)?;
+    }
+    put(b"\0").ok_or(Abandoned::Unreadable)?;
     CStr::from_bytes_until_nul(path).map_err(|_| Abandoned::Unreadable)
 }
 

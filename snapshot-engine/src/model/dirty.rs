@@ -16,6 +16,8 @@ pub struct Dirty {
     pub meta: bool,
     /// Any byte of the content. `ranges` and `tail` are then of no interest.
     pub whole: bool,
+    /// Direct I/O was begun on it, which may land after its call has returned: who reads it asks [`Watch::probe`] first.
+    pub direct: bool,
     /// Every byte from here to the end of the file (a write behind the blocks the tracker has bits for).
     pub tail: Option<u64>,
     /// Byte ranges of the content, sorted and disjoint, in whole blocks of 64 KiB.

@@ -24,7 +24,7 @@ use crate::container::{self, Target};
 use crate::freeze::attempt::{Allowed, Attempts, Outcome, Policy};
 use crate::freeze::freezer::{Freezer, Place};
 use crate::freeze::gate::{Abandoned, Gate, Pause};
-use crate::freeze::reader::Hot;
+use crate::freeze::reader::{Hot, Kind};
 use crate::kernel::beneath::{Dir, stat_fd};
 use crate::model::dirty::{Dirty, Ino, Watch};
 use crate::model::fault::{Class, class_of_io};
@@ -172,8 +172,14 @@ impl Session {
             }
             progress.report(Stage::Window, 0, 0);
             let freezer_only = self.freezer_only().map_err(io)?;
+            // What has become dirty since the round is opened now, while nobody is held.
+            let dirty = self.tracker.take();
+            for d in &dirty {
+                self.shadow.warm(d.ino);
+            }
+            self.tracker.put_back(&dirty);
             let slots = self.tracker.slots();
-            let hot = Hot::new(slots, self.shadow.hot().map(|(ino, fd, stat)| (ino, fd, stat.is_dir())));
+            let hot = Hot::new(slots, self.shadow.hot().map(|(ino, fd, stat)| (ino, fd, Kind::of(stat))));
             // Looked at each time: its owner may pause it, or let it go on, while we are at work. Between this look and the freeze there is
             // an instant in which a pause would be taken for ours; no kernel interface closes it.
             let paused = self.target.cgroup.is_frozen().map_err(io)?;
@@ -381,7 +387,7 @@ impl Session {
 }
 
 fn whole(ino: Ino) -> Dirty {
-    Dirty { ino, meta: true, whole: true, tail: None, ranges: Vec::new() }
+    Dirty { ino, meta: true, whole: true, direct: false, tail: None, ranges: Vec::new() }
 }
 
 /// The freezer of a container, if it has a cgroup of its own.

@@ -229,12 +229,12 @@ impl<'a> Slots<'a> {
         let dirty = Dirty {
             ino,
             meta: state & META != 0,
-            // Direct I/O may land after its call: the copy asks whether it is under way.
             whole: state & WHOLE != 0,
+            direct: state & DIRECT != 0,
             tail: (state & TAIL != 0).then(|| self.covered(slot)),
             ranges,
         };
-        (dirty.meta || dirty.whole || dirty.tail.is_some() || !dirty.ranges.is_empty() || state & DIRECT != 0)
+        (dirty.meta || dirty.whole || dirty.direct || dirty.tail.is_some() || !dirty.ranges.is_empty())
             .then_some(dirty)
     }
 
@@ -252,7 +252,9 @@ impl<'a> Slots<'a> {
                 }
             }
         }
-        for (flag, bit) in [(dirty.meta, META), (dirty.whole, WHOLE), (dirty.tail.is_some(), TAIL)] {
+        for (flag, bit) in
+            [(dirty.meta, META), (dirty.whole, WHOLE), (dirty.direct, DIRECT), (dirty.tail.is_some(), TAIL)]
+        {
             if flag {
                 state |= bit;
             }
@@ -279,14 +281,26 @@ mod tests {
         let slot = slots.add(7, 3 << 32 | 2)?;
         assert_eq!(slots.covered(slot), (INLINE_BLOCKS + 128) * BLOCK);
         let far = (INLINE_BLOCKS + 65) * BLOCK;
-        let dirty =
-            Dirty { ino: Ino(7), meta: false, whole: false, tail: None, ranges: vec![far..far + BLOCK] };
+        let dirty = Dirty {
+            ino: Ino(7),
+            meta: false,
+            whole: false,
+            direct: false,
+            tail: None,
+            ranges: vec![far..far + BLOCK],
+        };
         assert!(slots.put(slot, &dirty));
         assert_eq!(blocks[4].load(SeqCst), 2);
         assert_eq!(slots.take(slot), Some(dirty));
         assert_eq!(slots.take(slot), None);
-        let behind =
-            Dirty { ino: Ino(7), meta: true, whole: false, tail: None, ranges: vec![1 << 40..(1 << 40) + 1] };
+        let behind = Dirty {
+            ino: Ino(7),
+            meta: true,
+            whole: false,
+            direct: false,
+            tail: None,
+            ranges: vec![1 << 40..(1 << 40) + 1],
+        };
         assert!(slots.put(slot, &behind));
         assert_eq!(slots.take(slot).and_then(|d| d.tail), Some(slots.covered(slot)));
         Ok(())
@@ -305,7 +319,7 @@ mod tests {
                     2 => { slots.remove(ino); model.remove(&ino); }
                     _ => if let Some(slot) = slots.find(ino) {
                         let range = vec![block * BLOCK..(block + 1) * BLOCK];
-                        let _ = slots.put(slot, &Dirty { ino: Ino(ino), meta: false, whole: false, tail: None, ranges: range });
+                        let _ = slots.put(slot, &Dirty { ino: Ino(ino), meta: false, whole: false, direct: false, tail: None, ranges: range });
                         model.entry(ino).or_default().insert(block);
                     },
                 }

@@ -41,6 +41,7 @@ impl Tracker {
             ino: Ino(ino),
             meta: true,
             whole: false,
+            direct: false,
             tail: None,
             ranges: Vec::new(),
         });
