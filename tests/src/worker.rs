@@ -137,6 +137,18 @@ impl State {
             }
             ["open", path] => drop(file(path)?),
             ["fifo", path] => rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0)?,
+            // A call that changes a file and ends only when something comes through a pipe.
+            ["splice", path, millis] => {
+                let (read, write) = rustix::pipe::pipe()?;
+                let file = file(path)?;
+                let patience = Duration::from_millis(millis.parse()?);
+                let feeder = std::thread::spawn(move || {
+                    std::thread::sleep(patience);
+                    rustix::io::write(&write, b"at last")
+                });
+                rustix::pipe::splice(read, None, file, None, 7, rustix::pipe::SpliceFlags::empty())?;
+                let _ = feeder.join();
+            }
             // COUNT small writes; the longest it took for one, in nanoseconds.
             ["writes", path, count] => return longest(&file(path)?, count.parse()?),
             ["map", path, len] => {

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FallocateFlags, FileType, IFlags, Mode, OFlags, XattrFlags, fallocate};
+use snapshot_ebpf::FAULT_NO_COUNT;
 use snapshot_engine::demo::Workload;
 use snapshot_engine::kernel::words::Words;
 use snapshot_engine::model::dirty::{Dirty, Ino, Watch};
@@ -381,8 +382,8 @@ fn t1_a_write_behind_the_bits_is_the_tail() {
     }
 }
 
-/// T2: settle says no while a call is under way that never ends, and waits for one that does. Breaks without counting opens
-/// (`CALL_OPEN`), and without the waiting in `Tracker::settle`.
+/// T2: settle says no while a call is under way that may yet change something, and yes when it has ended. Breaks without the counting in
+/// `calls::turn` (which the planted fault shows), and without the waiting in `Tracker::settle`.
 #[test]
 fn t2_settle_waits_for_calls_under_way() {
     if !bench::root() {
@@ -390,10 +391,19 @@ fn t2_settle_waits_for_calls_under_way() {
     }
     let (_disk, demo, mut tracker, mut worker) = scene("ext4");
     assert!(tracker.settle(), "nobody does anything");
+    worker.tell("splice /srv/spliced 1500").unwrap();
+    eventually("the file is there", || demo.upper().join("srv/spliced").exists());
+    eventually("the call is counted", || tracker.live().in_flight() == 1);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!tracker.settle(), "a call that will change a file is under way");
+    worker.answer(Duration::from_secs(10)).unwrap().unwrap();
+    assert!(tracker.settle() && tracker.live().in_flight() == 0);
+    // Whoever waits in open(2) for the other end of a FIFO changes nothing, and may wait for ever.
     worker.ask("fifo /srv/pipe").unwrap();
     worker.tell("open /srv/pipe").unwrap();
     eventually("the open is counted", || tracker.live().in_flight() == 1);
-    assert!(!tracker.settle(), "an open that blocks is under way");
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(tracker.settle(), "it is not to be waited for");
     // The overlay's FIFO and the upper's are two.
     let _reader = OpenOptions::new()
         .read(true)
@@ -401,7 +411,7 @@ fn t2_settle_waits_for_calls_under_way() {
         .open(demo.root().unwrap().join("srv/pipe"))
         .unwrap();
     worker.answer(Duration::from_secs(10)).unwrap().unwrap();
-    assert!(tracker.settle() && tracker.live().in_flight() == 0);
+    eventually("nobody is inside", || tracker.live().in_flight() == 0);
     // Long writes: whenever settle says yes, the write is complete.
     let mut waited = 0;
     for n in 0..8 {
@@ -418,6 +428,15 @@ fn t2_settle_waits_for_calls_under_way() {
         worker.answer(Duration::from_secs(20)).unwrap().unwrap();
     }
     println!("{waited} of 8 writes were waited for");
+    // The check above is sharp: without the counting settle says yes in the middle of a call.
+    drop(tracker);
+    let scope = bench::scope(&[&demo.target().unwrap()], FAULT_NO_COUNT).unwrap();
+    let mut broken = Tracker::start(&scope).unwrap();
+    worker.tell("splice /srv/again 1000").unwrap();
+    eventually("the file is there", || demo.upper().join("srv/again").exists());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(broken.settle(), "the planted fault was not there");
+    worker.answer(Duration::from_secs(10)).unwrap().unwrap();
 }
 
 /// T3: what is put back is dirty again. Breaks without `again.push` in `Tracker::put_back`.
