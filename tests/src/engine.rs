@@ -209,8 +209,7 @@ pub fn until_completed(work_dir: &Path, id: &str) -> Result<Value> {
     let began = Instant::now();
     loop {
         let text = work_dir.to_string_lossy();
-        let status =
-            run(["status", id, "--output", "json", "--work-dir", &text])?.must_succeed()?.json()?;
+        let status = run(["status", id, "--output", "json", "--work-dir", &text])?.must_succeed()?.json()?;
         if status["state"] == "completed" {
             return Ok(status);
         }

@@ -158,7 +158,8 @@ impl Lab {
         let frozen = self.snapshots().join(id).join("frozen");
         ensure!(frozen.is_dir(), "no frozen upperdir");
         if let Some((_, copy)) = &self.quiet {
-            listing::must_equal(copy, &listing::list(&frozen, Depth::Copy)?).context("it is half a snapshot")?;
+            listing::must_equal(copy, &listing::list(&frozen, Depth::Copy)?)
+                .context("it is half a snapshot")?;
         }
         let done = snapshot["state"] == "completed";
         ensure!(done || snapshot["interrupted"] == true, "nobody works on it, and it does not say so");
@@ -288,8 +289,7 @@ fn killed_anywhere_it_leaves_the_container_and_the_store_in_order() -> Result<()
         return Ok(());
     }
     let mut random = Random::new();
-    let mut labs =
-        [Lab::new("kill-quiet", "idle,tick", true)?, Lab::new("kill-busy", BUSY, false)?];
+    let mut labs = [Lab::new("kill-quiet", "idle,tick", true)?, Lab::new("kill-busy", BUSY, false)?];
     for lab in &mut labs {
         lab.measure()?;
         println!("spans of {}: {:?}", lab.demo.name(), lab.spans);

@@ -76,16 +76,14 @@ pub(super) fn cut(
         let freezer = Freezer::open(&place, limit).map_err(io)?;
         let began = Instant::now();
         freezer.arm().map_err(io)?;
-        let held = freezer
-            .freeze(began + budget)
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::TimedOut => window(
-                    Class::General,
-                    "give it a larger --max-pause",
-                    format!("its tasks were not all frozen within the budget of {budget:?}").into(),
-                ),
-                _ => io(e),
-            })?;
+        let held = freezer.freeze(began + budget).map_err(|e| match e.kind() {
+            std::io::ErrorKind::TimedOut => window(
+                Class::General,
+                "give it a larger --max-pause",
+                format!("its tasks were not all frozen within the budget of {budget:?}").into(),
+            ),
+            _ => io(e),
+        })?;
         let copied = shadow.base(&mut Still, &Watched::new(progress, Stage::PreCopy));
         let took = began.elapsed();
         let stood_still = freezer.is_frozen().map_err(io)?;
