@@ -190,7 +190,7 @@ fn an_upper_without_a_backend_works_without_a_tracker() -> Result<()> {
 }
 
 #[test]
-fn a_kernel_without_btf_and_a_root_without_bpf() -> Result<()> {
+fn a_kernel_without_btf_and_a_root_without_its_privileges() -> Result<()> {
     if !root_or_skip() {
         return Ok(());
     }
@@ -199,10 +199,15 @@ fn a_kernel_without_btf_and_a_root_without_bpf() -> Result<()> {
     let hide = ["unshare", "-m", "sh", "-ec", "mount -t tmpfs t /sys/kernel/btf; exec \"$@\"", "sh"];
     place.commit_under(&hide, demo.name(), &[])?.must_fail(1, &["no BTF", "--tracker none"])?;
     place.must_be_empty()?;
-    let less = ["setpriv", "--bounding-set=-bpf", "--inh-caps=-bpf"];
-    place.commit_under(&less, demo.name(), &[])?.must_fail(4, &["CAP_BPF", "help: "])?;
-    let less = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
-    place.commit_under(&less, demo.name(), &[])?.must_fail(4, &["CAP_SYS_ADMIN", "help: "])?;
+    for (drop, name) in [
+        ("-sys_admin", "CAP_SYS_ADMIN"),
+        ("-sys_admin,-bpf,-perfmon", "CAP_SYS_ADMIN"),
+        ("-dac_read_search,-dac_override", "CAP_DAC_READ_SEARCH"),
+    ] {
+        let (bounding, inheritable) = (format!("--bounding-set={drop}"), format!("--inh-caps={drop}"));
+        let less = ["setpriv", &bounding, &inheritable];
+        place.commit_under(&less, demo.name(), &[])?.must_fail(4, &[name, "help: "])?;
+    }
     place.must_be_empty()?;
     demo.goes_on()?;
     // What the hint says works.
@@ -382,9 +387,12 @@ fn a_gate_that_cannot_hold_the_container() -> Result<()> {
     demo.goes_on()?;
     // Its cgroup holds somebody else as well, its own runtime for one: freezing it would stop more than the container.
     let neighbour = Running::start(INIT, "bad-shared", "write-tick", SEED)?;
-    let procs = neighbour.cgroup()?.parent().context("no parent")?.join("cgroup.procs");
     let init = neighbour.init()?;
-    fs::write(&procs, init.to_string())?;
+    let state = &neighbour.demo.state;
+    for cgroup in state.cgroup_v2.iter().chain(&state.freezer_v1) {
+        let procs = cgroup.parent().context("no parent")?.join("cgroup.procs");
+        fs::write(&procs, init.to_string())?;
+    }
     let ended = place.commit(neighbour.name(), &["--gate", "freezer", "--max-pause", "50ms"])?;
     ended.must_fail(1, &["freezer", "cgroup"])?;
     neighbour.goes_on()?;

@@ -272,6 +272,10 @@ fn kill_at_random(lab: &mut Lab, random: &mut Random, tally: &mut Tally) -> Resu
     let killed = hit || hit_background;
     tally.kills += u32::from(killed);
     tally.too_late += u32::from(!killed);
+    if !killed && !background {
+        // Measured while the machine was busier than now: kills that come too late cost time and prove little.
+        lab.spans[way] = (cut * 9 / 10, whole * 9 / 10);
+    }
     tally.background += u32::from(hit_background);
     let listed = !engine::list(lab.work.path())?.is_empty();
     *if listed { &mut tally.after_the_record } else { &mut tally.before_the_record } += 1;
@@ -302,6 +306,7 @@ fn killed_anywhere_it_leaves_the_container_and_the_store_in_order() -> Result<()
         kill_at_random(lab, &mut random, &mut tally)?;
         ensure!(turn < 4000, "most kills come too late: {tally:?}");
         if turn % 40 < 2 {
+            println!("{turn} turns: {tally:?}");
             lab.sweep(WAYS[2])?;
         }
     }

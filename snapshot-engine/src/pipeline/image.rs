@@ -139,11 +139,31 @@ fn config(record: &Record) -> ImageConfig {
 }
 
 fn failed(stage: Stage, e: ImageError) -> Error {
-    let io = match &e {
-        ImageError::Io { source, .. } | ImageError::Walk { source, .. } => Some(source),
-        _ => None,
-    };
+    // What the kernel said lies at a different depth in each part's errors.
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
+    while let Some(error) = cause.filter(|error| !error.is::<std::io::Error>()) {
+        cause = error.source();
+    }
+    let io = cause.and_then(|error| error.downcast_ref::<std::io::Error>());
     let class = io.map_or(Class::General, class_of_io);
     let remedy = io.and_then(remedy_of_io);
     Error::stage(stage, class, remedy, e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::ChunkError;
+    use crate::model::fault::Fault;
+
+    #[test]
+    fn a_full_disk_has_its_remedy_however_deep_it_is() {
+        let full = || std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let write = ChunkError::Write { dir: "/w".into(), source: full() };
+        let plain = ImageError::Io { what: "write", path: "/w".into(), source: full() };
+        for e in [ImageError::Chunk(write), plain] {
+            let remedy = failed(Stage::Chunk, e).remedy();
+            assert!(remedy.is_some_and(|r| r.contains("free some space")));
+        }
+    }
 }

@@ -28,7 +28,7 @@ use crate::freeze::reader::{Hot, Kind};
 use crate::kernel::beneath::{Dir, stat_fd};
 use crate::model::dirty::{Dirty, Ino, Watch};
 use crate::model::fault::{Class, class_of_io};
-use crate::model::options::CommitOptions;
+use crate::model::options::{CommitOptions, GateChoice};
 use crate::track::{Scope, Tracker, evidence, mappings};
 
 /// Tasks that were inside a call when the tracker was attached are given this long to leave it.
@@ -89,6 +89,11 @@ impl Session {
         progress: &dyn Progress,
     ) -> Result<Session, Error> {
         progress.report(Stage::Track, 0, 0);
+        if policy.choice == GateChoice::Freezer && place(&target).is_none() {
+            let remedy = "use --gate auto or --gate fence, or give the container a cgroup of its own";
+            let why = "the freezer needs a cgroup that holds the container and nobody else, and it has none";
+            return Err(Error::stage(Stage::Window, Class::General, Some(remedy.to_owned()), why));
+        }
         let io = |stage, e: std::io::Error| Error::stage(stage, class_of_io(&e), None, e);
         let (inodes, large_bytes) = survey(&target.overlay.upper).map_err(|e| io(Stage::Track, e))?;
         let scope = scope(&target, inodes, large_bytes, fault)?;
