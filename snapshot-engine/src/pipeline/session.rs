@@ -28,6 +28,7 @@ use crate::freeze::reader::{Hot, Kind};
 use crate::kernel::beneath::{Dir, stat_fd};
 use crate::model::dirty::{Dirty, Ino, Watch};
 use crate::model::fault::{Class, class_of_io};
+use crate::model::nanos::Nanos;
 use crate::model::options::{CommitOptions, GateChoice};
 use crate::track::{Scope, Tracker, evidence, mappings};
 
@@ -69,6 +70,7 @@ pub struct Session {
     uring_before: bool,
     mappings_seen: Option<u64>,
     mapped: bool,
+    budget: Duration,
     /// The files mapped shared and writable, as the container names them.
     mapped_paths: std::collections::BTreeSet<Vec<u8>>,
     misses: u64,
@@ -140,6 +142,7 @@ impl Session {
             uring_before,
             mappings_seen: None,
             mapped: false,
+            budget: policy.budget,
             mapped_paths: std::collections::BTreeSet::new(),
             misses: 0,
             skipped_seen: 0,
@@ -255,7 +258,7 @@ impl Session {
     /// Whether somebody could change the tree without entering a call that is counted: then only the freezer holds him.
     fn freezer_only(&mut self) -> std::io::Result<bool> {
         let stamp = self.tracker.live().stamp();
-        if self.mappings_seen != Some(stamp.mappings) {
+        if self.mapped || self.mappings_seen != Some(stamp.mappings) {
             // T4. Looked at again only when somebody has asked for a shared mapping since.
             self.mappings_seen = Some(stamp.mappings);
             let mut pids: Vec<u32> = container::tasks(&self.target)?.iter().map(|t| t.pid.0).collect();
@@ -265,7 +268,9 @@ impl Session {
                 [overlay.device, overlay.upper_device].map(|d| ((d >> 20) as u32, (d & 0xf_ffff) as u32));
             let mapped = mappings::writable_mappings(&pids, &devices)?;
             self.mapped = !mapped.is_empty();
-            self.mark_mapped(mapped.iter());
+            // Those that were there at the last look were copied with their pages cleaned since.
+            let new: Vec<Vec<u8>> = mapped.difference(&self.mapped_paths).cloned().collect();
+            self.mark_mapped(new.iter());
             self.mapped_paths = mapped;
         }
         let live = self.tracker.live();
@@ -372,7 +377,8 @@ impl Session {
         };
         let why = format!(
             "no attempt in {} rounds stood within the budget of {}: {last}",
-            self.options.maximum_times, self.options.max_pause
+            self.options.maximum_times,
+            Nanos::from(self.budget)
         );
         Error::stage(Stage::Window, Class::General, Some(remedy.to_owned()), why)
     }
