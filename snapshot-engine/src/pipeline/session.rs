@@ -179,6 +179,10 @@ impl Session {
                 self.sweep_before()?;
             }
             progress.report(Stage::Window, 0, 0);
+            if !self.all_proven() {
+                last = Abandoned::NotDrained;
+                continue;
+            }
             let freezer_only = self.freezer_only().map_err(io)?;
             // What has become dirty since the round is opened now, while nobody is held.
             let dirty = self.tracker.take();
@@ -255,6 +259,19 @@ impl Session {
         Ok(())
     }
 
+    /// Whether every call that began before the tracker was attached has ended. The last of them may have written behind the base copy without an
+    /// event, so everything is copied once more when it has.
+    fn all_proven(&mut self) -> bool {
+        if self.unproven.is_empty() {
+            return true;
+        }
+        self.unproven = evidence::wait(&self.tracker, &self.unproven, Duration::from_millis(100));
+        if self.unproven.is_empty() {
+            self.tracker.mark_everything();
+        }
+        false
+    }
+
     /// Whether somebody could change the tree without entering a call that is counted: then only the freezer holds him.
     fn freezer_only(&mut self) -> std::io::Result<bool> {
         let stamp = self.tracker.live().stamp();
@@ -273,12 +290,8 @@ impl Session {
             self.mark_mapped(new.iter());
             self.mapped_paths = mapped;
         }
-        let live = self.tracker.live();
-        let unseen = !self.unproven.is_empty() && {
-            self.unproven = evidence::wait(&self.tracker, &self.unproven, Duration::from_millis(5));
-            !self.unproven.is_empty()
-        };
-        Ok(self.mapped || unseen || self.uring_before || stamp.uring != 0 || live.tasks_lost() != 0)
+        let uncounted = self.tracker.live().tasks_lost() != 0;
+        Ok(self.mapped || self.uring_before || stamp.uring != 0 || uncounted)
     }
 
     /// A file that is mapped after it was copied may have been stored to through pages that were dirty already, which is no event: it is copied once
@@ -362,10 +375,11 @@ impl Session {
 
     fn gave_up(&self, last: Abandoned) -> Error {
         let remedy = match last {
-            _ if self.freezer.is_none()
-                && (self.mapped || self.uring_before || !self.unproven.is_empty()) =>
-            {
-                "the container maps a file shared and writable, uses io_uring, or has a task that could not be seen outside a call: only the freezer can hold it, and it has no cgroup of its own to freeze"
+            _ if !self.unproven.is_empty() => {
+                "a task of the container is inside a call that began before the tracker was attached; try again when it has ended"
+            }
+            _ if self.freezer.is_none() && (self.mapped || self.uring_before) => {
+                "the container maps a file shared and writable, or uses io_uring: only the freezer can hold it, and it has no cgroup of its own to freeze"
             }
             Abandoned::Mapped | Abandoned::NotDrained => {
                 "use --gate freezer, or --gate auto with a larger --max-pause"

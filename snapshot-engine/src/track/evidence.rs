@@ -5,14 +5,14 @@
 //! outside a modifying call since:
 //!
 //! * it entered or left any system call (the programs note it in TASKS), or
-//! * it sleeps in a call that changes nothing (`/proc/TID/syscall`), or in the opening of a FIFO, or
+//! * it sleeps in a call that changes nothing (`/proc/TID/syscall`), in a write to a pipe or socket, or in the opening of a FIFO, or
 //! * it was sampled in user mode (it computes and makes no calls), or
 //! * it is gone.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use snapshot_ebpf::CALL_OTHER;
+use snapshot_ebpf::{CALL_DATA, CALL_OPEN, CALL_OTHER, CALL_PROBE};
 
 use super::{Tracker, calls};
 use crate::kernel::perf::UserSampler;
@@ -66,17 +66,36 @@ pub fn waits_for_partner(tid: u32) -> bool {
 /// (-1: asleep outside any call), for a task that is off its CPU (fs/proc/base.c, proc_pid_syscall).
 fn asleep_or_gone(tid: u32, classes: &[u32]) -> bool {
     match std::fs::read_to_string(format!("/proc/{tid}/syscall")) {
-        Ok(text) => harmless(&text, classes) || waits_for_partner(tid),
+        Ok(text) => harmless(&text, classes, |fd| changes_nothing(tid, fd)) || waits_for_partner(tid),
         Err(_) => !std::path::Path::new(&format!("/proc/{tid}")).exists(),
     }
 }
 
-fn harmless(text: &str, classes: &[u32]) -> bool {
-    let Some(number) = text.split_whitespace().next() else { return false };
-    match number.parse::<i64>() {
-        Ok(-1) => true,
-        Ok(n) => usize::try_from(n).ok().and_then(|n| classes.get(n)).is_some_and(|&c| c == CALL_OTHER),
-        Err(_) => false,
+/// Whether a descriptor of a task is neither a regular file nor a directory: a write to a pipe or socket may block for ever.
+fn changes_nothing(tid: u32, fd: u64) -> bool {
+    std::fs::metadata(format!("/proc/{tid}/fd/{fd}")).is_ok_and(|m| !m.is_file() && !m.is_dir())
+}
+
+/// Whether the call a sleeping task is in changes nothing. `inert` tells of a descriptor whether writing to it changes no tree.
+fn harmless(text: &str, classes: &[u32], inert: impl Fn(u64) -> bool) -> bool {
+    let mut words = text.split_whitespace();
+    let number = match words.next().map(str::parse::<i64>) {
+        Some(Ok(-1)) => return true,
+        Some(Ok(number)) => number,
+        _ => return false,
+    };
+    let Some(&class) = usize::try_from(number).ok().and_then(|n| classes.get(n)) else { return false };
+    let mut argument = |n: u32| {
+        let word = words.nth(n as usize)?;
+        u64::from_str_radix(word.strip_prefix("0x").unwrap_or(word), 16).ok()
+    };
+    match class {
+        CALL_OTHER | CALL_PROBE => true,
+        _ if class & CALL_DATA != 0 => argument(class & 15).is_some_and(inert),
+        _ if class & !15 == CALL_OPEN => {
+            argument(class & 15).is_some_and(|flags| flags & u64::from(calls::open_write()) == 0)
+        }
+        _ => false,
     }
 }
 
@@ -87,10 +106,17 @@ mod tests {
     #[test]
     fn only_calls_that_change_nothing_are_evidence() {
         let classes = calls::classes();
-        assert!(harmless(&format!("{} 0x1 0x2 0x3", libc::SYS_futex), &classes));
-        assert!(harmless("-1 0x7f 0x55", &classes));
-        assert!(!harmless("running\n", &classes));
-        assert!(!harmless(&format!("{} 0x1", libc::SYS_pwrite64), &classes));
-        assert!(!harmless("", &classes));
+        let (pipe, file) = (|_| true, |_| false);
+        let text = |number: libc::c_long, arguments: &str| format!("{number} {arguments} 0x7ffc 0x7f00\n");
+        assert!(harmless(&text(libc::SYS_futex, "0x1 0x2 0x3"), &classes, file));
+        assert!(harmless("-1 0x7f 0x55", &classes, file));
+        assert!(!harmless("running\n", &classes, pipe));
+        assert!(!harmless("", &classes, pipe));
+        assert!(!harmless(&text(libc::SYS_pwrite64, "0x1"), &classes, file));
+        assert!(harmless(&text(libc::SYS_write, "0x1 0x7f 0x10"), &classes, |fd| fd == 1));
+        assert!(harmless(&text(libc::SYS_splice, "0x4 0x0 0x5"), &classes, |fd| fd == 5));
+        assert!(harmless(&text(libc::SYS_openat, "0xffffff9c 0x7f 0x0"), &classes, file));
+        assert!(!harmless(&text(libc::SYS_openat, "0xffffff9c 0x7f 0x41"), &classes, file));
+        assert!(!harmless(&text(libc::SYS_renameat2, "0x1 0x2"), &classes, pipe));
     }
 }
