@@ -7,6 +7,7 @@
 //! engine    the real binary as a process with a time limit
 //! running   a demo container that is stopped whatever happens, and what can be asked of it
 //! listing   everything that can be known of a tree, to compare before and after
+//! judges    Nydus' own tools
 //! host      what an engine could leave on the machine: programs, processes, mounts
 //! ```
 
@@ -14,6 +15,7 @@ pub mod bench;
 pub mod causal;
 pub mod engine;
 pub mod host;
+pub mod judges;
 pub mod listing;
 pub mod running;
 pub mod worker;

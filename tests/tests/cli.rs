@@ -4,27 +4,13 @@
     reason = "helpers of a test file; clippy knows only #[test] functions as tests"
 )]
 
+use snapshot_tests::engine::binary;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 /// `nobody` on every distribution.
 const NOBODY: u32 = 65534;
-
-/// The binary, built once: cargo builds another package's binary for no test of its own accord.
-fn binary() -> &'static PathBuf {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built =
-            Command::new(cargo).args(["build", "--quiet", "--package", "snapshot-engine", "--bins"]).status();
-        assert!(built.unwrap().success());
-        // target/debug/deps/cli-.. -> target/debug/snapshot-engine
-        std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("snapshot-engine")
-    })
-}
 
 fn engine(args: &[&str]) -> Command {
     let mut command = Command::new(binary());

@@ -3,17 +3,17 @@
 //! The reference is a real overlay mount of the frozen upperdir over the container's lowers. Needs root; for the tools see `rafs_judges.rs`.
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 use snapshot_engine::demo::Seed;
 use snapshot_engine::image::compare::compare;
 use snapshot_engine::image::mount::mount_files;
+use snapshot_tests::judges::{judge, serve};
 use snapshot_tests::running::Running;
 use snapshot_tests::{engine, host, root_or_skip};
 
@@ -145,86 +145,10 @@ fn what_the_background_completes_is_accepted_and_served_by_nydus() -> Result<()>
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
     if let Some(tool) = judge("nydusd")? {
-        let served = serve(&tool, &made, dir.path())?;
-        made.must_equal(&served.mount.0)?;
+        let served = serve(&tool, &made.bootstrap, &made.blobs, dir.path())?;
+        made.must_equal(&served.at)?;
     }
     drop(made);
     demo.goes_on()?;
     host::must_be_clean(&programs, dir.path())
-}
-
-/// A tool, or `None` where it may be missing.
-fn judge(name: &str) -> Result<Option<PathBuf>> {
-    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = dirs.chain(std::env::split_paths(&path)).map(|d| d.join(name)).find(|p| p.is_file());
-    if found.is_none() {
-        let required = ["CI", "SNAPSHOT_REQUIRE_JUDGES"].iter().any(|v| std::env::var_os(v).is_some());
-        ensure!(
-            !required,
-            "`{name}` is missing: cargo install nydus-rs --version 2.2.0 --locked, and set NYDUS_BIN"
-        );
-        eprintln!("NOT JUDGED: `{name}` is missing");
-    }
-    Ok(found)
-}
-
-/// A running daemon and its mount.
-struct Served {
-    // Unmounted before the daemon is killed.
-    mount: Mount,
-    daemon: Daemon,
-}
-
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn serve(nydusd: &Path, made: &Made, dir: &Path) -> Result<Served> {
-    // A backend has one directory; the blobs of lowers and of the upper may lie in several.
-    let blobs = make(dir, "nydusd-blobs")?;
-    for blob in &made.blobs {
-        std::os::unix::fs::symlink(blob, blobs.join(blob.file_name().context("a blob has a name")?))?;
-    }
-    let config = serde_json::json!({
-        "device": {
-            "backend": {"type": "localfs", "config": {"dir": blobs}},
-            "cache": {"type": "blobcache", "config": {"work_dir": make(dir, "nydusd-cache")?}},
-        },
-        "mode": "direct",
-        "digest_validate": false,
-        "iostats_files": false,
-        "enable_xattr": true,
-        "fs_prefetch": {"enable": false},
-    });
-    let config_path = dir.join("nydusd.json");
-    fs::write(&config_path, config.to_string())?;
-    let at = make(dir, "fuse")?;
-    let log = File::create(dir.join("nydusd.log"))?;
-    let child = Command::new(nydusd)
-        .args(["fuse", "--rlimit-nofile", "0", "--config"])
-        .arg(&config_path)
-        .arg("--mountpoint")
-        .arg(&at)
-        .arg("--bootstrap")
-        .arg(&made.bootstrap)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    let mut served = Served { mount: Mount(at), daemon: Daemon(child) };
-    let began = Instant::now();
-    let device = |path: &Path| rustix::fs::stat(path).map(|s| s.st_dev).ok();
-    while device(&served.mount.0) == device(dir) {
-        if began.elapsed() > Duration::from_secs(20) || served.daemon.0.try_wait()?.is_some() {
-            bail!("nydusd does not serve: {}", fs::read_to_string(dir.join("nydusd.log"))?);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(served)
 }

@@ -3,15 +3,15 @@
 //! Needs root (overlay, EROFS and FUSE mounts). The tools are looked for in `$NYDUS_BIN`, then in `$PATH`; where one is missing, its
 //! test says so and passes, unless `CI` or `SNAPSHOT_REQUIRE_JUDGES` is set: then it fails.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use snapshot_engine::image::build::{Image, Request, build};
@@ -21,6 +21,7 @@ use snapshot_engine::image::oci::{ImageConfig, OciTarget};
 use snapshot_engine::image::{ImageError, Quiet};
 use snapshot_engine::model::chunk::{ChunkSize, Compressor, Digester, Format};
 use snapshot_engine::model::overlay::Namespaces;
+use snapshot_tests::judges::{judge, serve};
 
 const COMPRESSORS: [Compressor; 3] = [Compressor::None, Compressor::Lz4Block, Compressor::Zstd];
 
@@ -322,22 +323,6 @@ fn a_second_build_uses_the_cache_and_gives_the_same_image() -> Result<()> {
     Ok(())
 }
 
-/// A tool, or `None` where it may be missing.
-fn judge(name: &str) -> Result<Option<PathBuf>> {
-    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from_vec(Vec::new()));
-    let found = dirs.chain(std::env::split_paths(&path)).map(|d| d.join(name)).find(|p| p.is_file());
-    if found.is_none() {
-        let how = format!(
-            "`{name}` is missing: cargo install nydus-rs --version 2.2.0 --locked, and set NYDUS_BIN"
-        );
-        let required = ["CI", "SNAPSHOT_REQUIRE_JUDGES"].iter().any(|v| std::env::var_os(v).is_some());
-        ensure!(!required, "{how}");
-        eprintln!("NOT JUDGED: {how}");
-    }
-    Ok(found)
-}
-
 #[test]
 fn nydus_image_accepts_every_format() -> Result<()> {
     let Some(nydus_image) = judge("nydus-image")? else { return Ok(()) };
@@ -368,59 +353,6 @@ fn nydus_image_accepts_every_format() -> Result<()> {
     Ok(())
 }
 
-/// A running daemon and its mount.
-struct Served {
-    child: Child,
-    at: PathBuf,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = unmount(&self.at, UnmountFlags::DETACH);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve(nydusd: &Path, image: &Image, dir: &Path) -> Result<Served> {
-    let config = serde_json::json!({
-        "device": {
-            "backend": {"type": "localfs", "config": {"dir": image.blob_dir}},
-            "cache": {"type": "blobcache", "config": {"work_dir": make(dir, "nydusd-cache")?}},
-        },
-        "mode": "direct",
-        "digest_validate": false,
-        "iostats_files": false,
-        "enable_xattr": true,
-        "fs_prefetch": {"enable": false},
-    });
-    let config_path = dir.join("nydusd.json");
-    fs::write(&config_path, config.to_string())?;
-    let at = make(dir, "fuse")?;
-    let log = File::create(dir.join("nydusd.log"))?;
-    let child = Command::new(nydusd)
-        .args(["fuse", "--rlimit-nofile", "0", "--config"])
-        .arg(&config_path)
-        .arg("--mountpoint")
-        .arg(&at)
-        .arg("--bootstrap")
-        .arg(&image.bootstrap)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    let mut served = Served { child, at };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let device = |path: &Path| rustix::fs::stat(path).map(|s| s.st_dev);
-    while device(&served.at).ok() == device(dir).ok() {
-        if Instant::now() > deadline || served.child.try_wait()?.is_some() {
-            bail!("nydusd does not serve: {}", fs::read_to_string(dir.join("nydusd.log"))?);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(served)
-}
-
 #[test]
 fn nydusd_serves_what_the_overlay_shows() -> Result<()> {
     let Some(nydusd) = judge("nydusd")? else { return Ok(()) };
@@ -430,7 +362,8 @@ fn nydusd_serves_what_the_overlay_shows() -> Result<()> {
         let image =
             layers.build(format(compressor, Digester::Blake3, 1 << 20)?, &format!("served-{compressor}"))?;
         let dir = make(layers.dir.path(), &format!("serve-{compressor}"))?;
-        let served = serve(&nydusd, &image, &dir)?;
+        let blobs: Vec<PathBuf> = image.blobs.iter().map(|b| b.path.clone()).collect();
+        let served = serve(&nydusd, &image.bootstrap, &blobs, &dir)?;
         must_be_equal(&reference.0, &served.at).with_context(|| format!("{compressor}"))?;
     }
     Ok(())

@@ -5,23 +5,11 @@
     reason = "helpers of a test file; clippy knows only #[test] functions as tests"
 )]
 
+use snapshot_tests::engine::binary;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-
-/// The binary, built once: cargo builds another package's binary for no test of its own accord.
-fn binary() -> &'static PathBuf {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built =
-            Command::new(cargo).args(["build", "--quiet", "--package", "snapshot-engine", "--bins"]).status();
-        assert!(built.unwrap().success());
-        std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("snapshot-engine")
-    })
-}
 
 fn run(args: &[&str]) -> Output {
     Command::new(binary()).args(args).output().unwrap()

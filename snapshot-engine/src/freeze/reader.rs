@@ -21,7 +21,7 @@ use snapshot_ebpf::{BLOCK_SHIFT, DIRECT, MAPPED, META, TAIL, WHOLE};
 
 use super::arena::{Arena, END, Record, Span, TakenBits, TakenSlot, touched};
 use super::gate::Abandoned;
-use crate::kernel::beneath::Stat;
+use crate::kernel::beneath::{READ, Stat};
 use crate::kernel::directory::{entries, getdents};
 use crate::model::dirty::Ino;
 use crate::track::Live;
@@ -39,12 +39,6 @@ pub fn now() -> u64 {
 const PIECE: usize = 256 << 10;
 /// The largest directory record: a name of 255 bytes.
 const DIRENT_MAX: usize = 280;
-const READ: OFlags = OFlags::RDONLY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOATIME)
-    .union(OFlags::NOCTTY);
 
 /// What a descriptor that was made ready is of, and so how it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

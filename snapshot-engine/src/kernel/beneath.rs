@@ -48,7 +48,8 @@ impl AsFd for Dir {
     }
 }
 
-const READ: OFlags = OFlags::RDONLY
+/// How anything of the container's is opened for reading.
+pub(crate) const READ: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC)

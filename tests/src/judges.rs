@@ -1,0 +1,97 @@
+//! The independent judges: Nydus' own tools, found and run.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{UnmountFlags, unmount};
+
+/// A tool from `$NYDUS_BIN` or the PATH, or `None` where it may be missing.
+///
+/// # Errors
+/// When it is missing and must not be: in CI, and when `SNAPSHOT_REQUIRE_JUDGES` is set.
+pub fn judge(name: &str) -> Result<Option<PathBuf>> {
+    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = dirs.chain(std::env::split_paths(&path)).map(|d| d.join(name)).find(|p| p.is_file());
+    if found.is_none() {
+        let how = format!(
+            "`{name}` is missing: cargo install nydus-rs --version 2.2.0 --locked, and set NYDUS_BIN"
+        );
+        let required = ["CI", "SNAPSHOT_REQUIRE_JUDGES"].iter().any(|v| std::env::var_os(v).is_some());
+        ensure!(!required, "{how}");
+        eprintln!("NOT JUDGED: {how}");
+    }
+    Ok(found)
+}
+
+/// An image served by nydusd; unmounted, and the daemon ended, when dropped.
+#[derive(Debug)]
+pub struct Served {
+    child: Child,
+    /// Where it is mounted.
+    pub at: PathBuf,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = unmount(&self.at, UnmountFlags::DETACH);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Serves an image through FUSE. `dir` takes the daemon's files and the mount.
+///
+/// # Errors
+/// When the daemon does not serve within 20 seconds; with its log.
+pub fn serve(nydusd: &Path, bootstrap: &Path, blobs: &[PathBuf], dir: &Path) -> Result<Served> {
+    let make = |name: &str| {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).map(|()| path)
+    };
+    // A backend has one directory; the blobs of lowers and of the upper may lie in several.
+    let backend = make("nydusd-blobs")?;
+    for blob in blobs {
+        std::os::unix::fs::symlink(blob, backend.join(blob.file_name().context("a blob has a name")?))?;
+    }
+    let config = serde_json::json!({
+        "device": {
+            "backend": {"type": "localfs", "config": {"dir": backend}},
+            "cache": {"type": "blobcache", "config": {"work_dir": make("nydusd-cache")?}},
+        },
+        "mode": "direct",
+        "digest_validate": false,
+        "iostats_files": false,
+        "enable_xattr": true,
+        "fs_prefetch": {"enable": false},
+    });
+    let config_path = dir.join("nydusd.json");
+    fs::write(&config_path, config.to_string())?;
+    let at = make("fuse")?;
+    let log = File::create(dir.join("nydusd.log"))?;
+    let child = Command::new(nydusd)
+        // It cannot raise the limit without CAP_SYS_RESOURCE, and ends if it fails to.
+        .args(["fuse", "--rlimit-nofile", "0", "--config"])
+        .arg(&config_path)
+        .arg("--mountpoint")
+        .arg(&at)
+        .arg("--bootstrap")
+        .arg(bootstrap)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let mut served = Served { child, at };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let device = |path: &Path| rustix::fs::stat(path).map(|s| s.st_dev).ok();
+    while device(&served.at) == device(dir) {
+        if Instant::now() > deadline || served.child.try_wait()?.is_some() {
+            bail!("nydusd does not serve: {}", fs::read_to_string(dir.join("nydusd.log"))?);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(served)
+}
