@@ -315,6 +315,7 @@ impl Engine {
         let Some(ring) = self.ring.get_or_insert_with(|| Ring::new(BUFFERS, BUFFER).ok()) else {
             return self.piece(source, target, range);
         };
+        let registered = ring.register_file(source).ok();
         let mut next = range.start;
         let mut bytes = 0;
         let mut failed = None;
@@ -322,7 +323,11 @@ impl Engine {
             while next < range.end && failed.is_none() {
                 let Some(buf) = ring.take() else { break };
                 let len = usize::try_from(range.end - next).map_or(BUFFER, |len| len.min(BUFFER));
-                if let Err(e) = ring.read(source, next, buf, 0, len, next) {
+                let read = match &registered {
+                    Some(file) => ring.read_registered(file, next, buf, len, next),
+                    None => ring.read(source, next, buf, 0, len, next),
+                };
+                if let Err(e) = read {
                     failed = Some(Fault::Upper("read", e));
                     break;
                 }
@@ -378,6 +383,9 @@ impl Engine {
                     }
                 }
             }
+        }
+        if let Some(file) = registered {
+            ring.forget_file(file);
         }
         failed.map_or(Ok(bytes), Err)
     }

@@ -31,6 +31,10 @@ pub struct Completion {
     pub result: io::Result<u32>,
 }
 
+/// The file registered last with a ring.
+#[derive(Debug)]
+pub struct RegisteredFile(());
+
 /// An io_uring and its registered buffers.
 pub struct Ring {
     // Dropped first: closing the ring waits for no I/O, so `Drop` below reaps before the pool goes.
@@ -41,6 +45,8 @@ pub struct Ring {
     free: Vec<Buf>,
     in_flight: Box<[Option<u64>]>,
     pending: usize,
+    /// There is a slot for a registered file.
+    file_slot: bool,
 }
 
 // SAFETY: the pool is memory owned by this value alone; nothing in it is tied to a thread.
@@ -71,7 +77,7 @@ impl Ring {
         }?;
         let pool =
             NonNull::new(pool.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave a null address"))?;
-        let ring = Ring {
+        let mut ring = Ring {
             uring,
             pool,
             pool_len,
@@ -79,6 +85,7 @@ impl Ring {
             free: (0..buffers).rev().map(|index| Buf { index }).collect(),
             in_flight: vec![None; usize::from(buffers)].into_boxed_slice(),
             pending: 0,
+            file_slot: false,
         };
         let iovecs: Vec<libc::iovec> = (0..usize::from(buffers))
             .map(|i| libc::iovec { iov_base: ring.address(i).cast(), iov_len: buffer_size })
@@ -86,6 +93,8 @@ impl Ring {
         // SAFETY: each iovec names memory of the pool, which outlives the ring: `Drop` reaps all requests and
         // unmaps the pool only then.
         unsafe { ring.uring.submitter().register_buffers(&iovecs) }?;
+        // Since 5.19; without it reads go by descriptor.
+        ring.file_slot = ring.uring.submitter().register_files_sparse(1).is_ok();
         Ok(ring)
     }
 
@@ -147,6 +156,43 @@ impl Ring {
         let entry = opcode::ReadFixed::new(types::Fd(fd.as_raw_fd()), address, len32, buf.index)
             .offset(offset)
             .build();
+        self.push(&entry, buf, user)
+    }
+
+    /// Registers a file that many reads will be made of, so that the kernel looks its descriptor up once and not for each. Replaces the last one:
+    /// no read of that may be in flight. The ring holds the file until the next one, or [`Ring::forget_file`].
+    ///
+    /// # Errors
+    /// When the kernel has no place for it: then [`Ring::read`] is the way.
+    pub fn register_file(&mut self, fd: BorrowedFd<'_>) -> io::Result<RegisteredFile> {
+        if !self.file_slot {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.uring.submitter().register_files_update(0, &[fd.as_raw_fd()])?;
+        Ok(RegisteredFile(()))
+    }
+
+    /// Lets go of the registered file.
+    pub fn forget_file(&mut self, _: RegisteredFile) {
+        if self.uring.submitter().register_files_update(0, &[-1]).is_err() {
+            tracing::debug!("a registered file is held until the next one");
+        }
+    }
+
+    /// As [`Ring::read`], of the registered file.
+    ///
+    /// # Errors
+    /// When the kernel refuses the submission.
+    pub fn read_registered(
+        &mut self,
+        _: &RegisteredFile,
+        offset: u64,
+        buf: Buf,
+        len: usize,
+        user: u64,
+    ) -> io::Result<()> {
+        let (address, len32) = self.span(&buf, 0, len);
+        let entry = opcode::ReadFixed::new(types::Fixed(0), address, len32, buf.index).offset(offset).build();
         self.push(&entry, buf, user)
     }
 
@@ -263,11 +309,16 @@ mod tests {
         let mut ring = Ring::new(4, 8192)?;
         let mut at = 0usize;
         let mut done = 0usize;
+        let registered = ring.register_file(source.as_fd())?;
         while done < data.len() {
             while at < data.len() {
                 let Some(buf) = ring.take() else { break };
                 let len = (data.len() - at).min(ring.buffer_size());
-                ring.read(source.as_fd(), at as u64, buf, 0, len, at as u64)?;
+                if at / len % 2 == 0 {
+                    ring.read(source.as_fd(), at as u64, buf, 0, len, at as u64)?;
+                } else {
+                    ring.read_registered(&registered, at as u64, buf, len, at as u64)?;
+                }
                 at += len;
             }
             ring.wait()?;
@@ -281,6 +332,7 @@ mod tests {
                 }
             }
         }
+        ring.forget_file(registered);
         let mut got = Vec::new();
         copy.rewind()?;
         copy.read_to_end(&mut got)?;
