@@ -314,7 +314,7 @@ mod tests {
             while at < data.len() {
                 let Some(buf) = ring.take() else { break };
                 let len = (data.len() - at).min(ring.buffer_size());
-                if at / len % 2 == 0 {
+                if (at / len).is_multiple_of(2) {
                     ring.read(source.as_fd(), at as u64, buf, 0, len, at as u64)?;
                 } else {
                     ring.read_registered(&registered, at as u64, buf, len, at as u64)?;
