@@ -146,7 +146,15 @@ impl Lab {
             listing::must_equal(untouched, &listing::list(&self.demo.demo.upper(), Depth::Untouched)?)
                 .context("the upperdir was touched")?;
         }
-        for snapshot in engine::list(self.work.path())? {
+        // A killed process loses its command line (exit_mm) before its descriptors (exit_files): for an instant nobody is seen, and
+        // the lock is still held.
+        let mut listed = engine::list(self.work.path())?;
+        let free = |s: &Value| s["state"] == "completed" || s["interrupted"] == true;
+        while !listed.iter().all(free) && began.elapsed() < engine::PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+            listed = engine::list(self.work.path())?;
+        }
+        for snapshot in listed {
             self.finish(&snapshot).with_context(|| format!("{snapshot:#}"))?;
         }
         Ok(())
