@@ -16,10 +16,12 @@ impl Shadow {
     /// Brings the shadow to the cut. What it does not check here (an inode that is named and was never captured, a
     /// directory in two places) [`freeze`](Shadow::freeze) does.
     ///
+    /// Returns the inodes that have left the tree: there is nothing left to watch of them.
+    ///
     /// # Errors
     /// When the residual does not fit what the shadow has, or the shadow cannot be written. The shadow is then of no use
     /// any more: it is neither the state before nor the one at the cut.
-    pub fn apply(&mut self, residual: &Residual<'_>) -> Result<(), Error> {
+    pub fn apply(&mut self, residual: &Residual<'_>) -> Result<Vec<Ino>, Error> {
         // Listings first: they make the nodes that the inodes then fill, and take the names of what is gone.
         for listing in &residual.listings {
             let entries =
@@ -37,14 +39,16 @@ impl Shadow {
             }
             self.take_in(ino, captured)?;
         }
+        let mut gone = Vec::new();
         for (ino, serial) in self.index.drop_orphans(true) {
+            gone.push(ino);
             self.hot.close(ino);
             self.walker.close(ino);
             if let Some(serial) = serial {
                 self.discard(ino, serial)?;
             }
         }
-        Ok(())
+        Ok(gone)
     }
 
     fn take_in(&mut self, ino: Ino, captured: &CapturedInode<'_>) -> Result<(), Error> {

@@ -199,10 +199,11 @@ impl Shadow {
         }
     }
 
-    /// The directories that name an inode, none for one that has just lost its last name; `None` if the shadow does not know it.
+    /// The directories that name an inode: none for one that has lost its last name, or that was never seen under one.
     #[must_use]
-    pub fn parents(&self, ino: Ino) -> Option<Vec<Ino>> {
-        self.index.get(ino).map(|node| node.links.iter().map(|(directory, _)| *directory).collect())
+    pub fn parents(&self, ino: Ino) -> Vec<Ino> {
+        let links = self.index.get(ino).map(|node| node.links.as_slice()).unwrap_or_default();
+        links.iter().map(|(directory, _)| *directory).collect()
     }
 
     /// What the shadow recorded of an inode.

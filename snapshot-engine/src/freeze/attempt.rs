@@ -69,8 +69,8 @@ pub struct Allowed<'a> {
     pub freezer_only: bool,
     /// Its owner has paused the container: it needs no gate, whatever was chosen, and must not be thawed.
     pub paused: bool,
-    /// The directories that name an inode, as far as the shadow knows; `None`: they are many, or unknown.
-    pub kin: &'a dyn Fn(Ino) -> Option<Vec<Ino>>,
+    /// The directories that named an inode when the last round ended.
+    pub kin: &'a dyn Fn(Ino) -> Vec<Ino>,
     /// The container's freezer, if it has one of its own.
     pub freezer: Option<&'a Freezer>,
 }
@@ -184,7 +184,7 @@ impl Attempts {
         tracker: &mut Tracker,
         hot: &Hot<'_>,
         hold: Hold<'_>,
-        kin: &dyn Fn(Ino) -> Option<Vec<Ino>>,
+        kin: &dyn Fn(Ino) -> Vec<Ino>,
     ) -> io::Result<Result<Pause, Abandoned>> {
         let budget =
             if matches!(hold, Hold::Fence) { self.policy.budget.min(FENCE_MAX) } else { self.policy.budget };
@@ -267,10 +267,10 @@ impl Attempts {
     }
 
     /// Notes, for what is dirty and has no descriptor, where it was named last: the window can then tell that it is gone.
-    fn find_kin(&mut self, tracker: &Tracker, hot: &Hot<'_>, kin: &dyn Fn(Ino) -> Option<Vec<Ino>>) {
+    fn find_kin(&mut self, tracker: &Tracker, hot: &Hot<'_>, kin: &dyn Fn(Ino) -> Vec<Ino>) {
         let slots = tracker.slots();
         for taken in self.arena.dirty.iter_mut().filter(|t| !hot.has(t.slot)) {
-            taken.kin = slots.ino(taken.slot).and_then(kin).and_then(|parents| {
+            taken.kin = slots.ino(taken.slot).map(kin).and_then(|parents| {
                 let mut found = Kin::default();
                 if parents.len() > found.len() {
                     return None;

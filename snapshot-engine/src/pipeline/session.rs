@@ -239,7 +239,12 @@ impl Session {
     /// Takes the residual into the shadow.
     fn take_in(&mut self) -> Result<(), Error> {
         let residual = crate::freeze::arena::residual(self.attempts.arena());
-        self.shadow.apply(&residual).map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
+        let gone =
+            self.shadow.apply(&residual).map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
+        // Closing the last descriptor of a deleted file is an event of its own; nobody is to look for that inode any more.
+        for ino in gone {
+            self.tracker.unwatch(ino);
+        }
         // What the window met first is watched from now on; what happened to it since the gate came down is unknown, so it
         // counts as dirty for the next cut.
         for inode in residual.inodes.iter().filter(|i| i.fresh) {
