@@ -12,7 +12,7 @@ use crate::rafs::bootstrap;
 use super::cache::Cache;
 use super::layer::{self, Conversion, Layer, Options};
 use super::oci::{self, BlobLayer, ImageConfig, ManifestDigest, OciTarget};
-use super::{ImageError, Progress, write_atomically};
+use super::{ImageError, Progress, remove_scraps, write_atomically};
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -117,6 +117,8 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     };
     let blob_dir = request.work_dir.join("blobs");
     std::fs::create_dir_all(&blob_dir).map_err(ImageError::io("create", &blob_dir))?;
+    // The snapshot is ours alone: what is half made here was left by a killed try.
+    remove_scraps(&blob_dir).map_err(ImageError::io("tidy", &blob_dir))?;
     let cache = Cache::open(&request.cache_dir)?;
     let mut timings = Timings::default();
     let mut stack = Stack::default();

@@ -14,6 +14,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
 
 use crate::chunk::blob::Known;
 use crate::model::chunk::BlobIndex;
@@ -31,6 +34,8 @@ const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
 #[derive(Debug, Clone)]
 pub struct Cache {
     dir: PathBuf,
+    /// Held shared by every user; see [`Cache::open`].
+    _users: Arc<File>,
 }
 
 /// A layer from the cache.
@@ -52,7 +57,17 @@ impl Cache {
             let path = dir.join(part);
             std::fs::create_dir_all(&path).map_err(ImageError::io("create", &path))?;
         }
-        Ok(Cache { dir: dir.to_owned() })
+        let io = |e: rustix::io::Errno| ImageError::io("lock", dir)(e.into());
+        let users = File::open(dir).map_err(ImageError::io("open", dir))?;
+        // Alone with it: what is half made in it belongs to killed engines. Every user holds the lock shared.
+        if rustix::fs::flock(&users, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            for part in ["layers", "blobs"] {
+                let path = dir.join(part);
+                super::remove_scraps(&path).map_err(ImageError::io("tidy", &path))?;
+            }
+        }
+        rustix::fs::flock(&users, FlockOperation::LockShared).map_err(io)?;
+        Ok(Cache { dir: dir.to_owned(), _users: Arc::new(users) })
     }
 
     /// Where blobs are, by id.

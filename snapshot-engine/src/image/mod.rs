@@ -134,6 +134,23 @@ impl Progress for Quiet {
     fn advance(&self, _done_bytes: u64, _total_bytes: u64) {}
 }
 
+/// How the names of half made files begin: here and in `chunk::blob`.
+const HALF_MADE: [&str; 2] = [".new-", ".blob-"];
+
+/// Removes what killed writers left half made in a directory, by the names they give such files. The caller holds the lock under
+/// which such files are made, so none of them is anybody's.
+fn remove_scraps(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let half_made = HALF_MADE.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()));
+        if half_made && entry.file_type()?.is_file() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Replaces a file by new bytes: whoever reads it sees the old or the new, whole.
 fn write_atomically(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     use std::io::Write as _;
@@ -148,4 +165,20 @@ fn write_atomically(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
         std::fs::File::open(dir)?.sync_all()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_a_killed_writer_left_half_made_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".new-a1B2c3", ".blob-x", ".keep", "index.json"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        super::remove_scraps(dir.path()).unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".keep", "index.json"]);
+    }
 }

@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::chunk::BlobId;
 
-use super::{ImageError, write_atomically};
+use super::{ImageError, remove_scraps, write_atomically};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -159,6 +159,9 @@ pub fn write(
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(io::Error::from)
         .map_err(ImageError::io("lock", &target.dir))?;
+    for dir in [&store, &target.dir] {
+        remove_scraps(dir).map_err(ImageError::io("tidy", dir))?;
+    }
     let marker = target.dir.join("oci-layout");
     if !marker.exists() {
         let text = json!({"imageLayoutVersion": "1.0.0"}).to_string();
