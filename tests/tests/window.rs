@@ -51,11 +51,18 @@ fn frozen(session: Session, disk: &Disk, file: &str) -> Vec<u8> {
 
 // What a probe, which is a plain function, works on.
 static MEDDLED: Mutex<Option<fs::File>> = Mutex::new(None);
+static TAKEN: Mutex<Option<fs::File>> = Mutex::new(None);
 static MEDDLE_TIMES: AtomicU32 = AtomicU32::new(0);
 
-/// Somebody outside the container, whom no gate holds, writes after the copy.
+/// Somebody outside the container, whom no gate holds, writes after the copy; and once to another file before it, whose dirt is then in
+/// the hands of the first attempt.
 fn meddle(moment: Moment) {
     use std::os::unix::fs::FileExt;
+    if moment == Moment::Raised
+        && let Some(taken) = TAKEN.lock().unwrap().take()
+    {
+        taken.write_all_at(b"taken by an attempt that came to nothing", 0).unwrap();
+    }
     if moment == Moment::Captured && MEDDLE_TIMES.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
         let n = u64::from(MEDDLE_TIMES.load(SeqCst));
         MEDDLED.lock().unwrap().as_ref().unwrap().write_all_at(&page(n), 0).unwrap();
@@ -75,14 +82,15 @@ fn g2_t3_a_change_in_the_window_voids_it_and_loses_nothing() {
         worker.ask("write /srv/other 0 100 1").unwrap();
         let mut session = session(&disk, &demo, Policy { probe: Some(meddle), ..bench::policy(choice) });
         session.cut(&Quiet).unwrap();
-        // Dirty before the attempts, and in the hands of the first of them.
-        worker.ask("write /srv/other 0 100 2").unwrap();
-        let outside = fs::OpenOptions::new().write(true).open(demo.upper().join("srv/f")).unwrap();
-        *MEDDLED.lock().unwrap() = Some(outside);
+        let outside = |file: &str| fs::OpenOptions::new().write(true).open(demo.upper().join(file)).unwrap();
+        *TAKEN.lock().unwrap() = Some(outside("srv/other"));
+        *MEDDLED.lock().unwrap() = Some(outside("srv/f"));
         MEDDLE_TIMES.store(3, SeqCst);
         let made = session.cut(&Quiet).unwrap();
         *MEDDLED.lock().unwrap() = None;
         assert!(made.attempts >= 4, "{choice}: {made:?}");
+        // Without the putting back it would be the sweep that finds it (T6).
+        assert_eq!(made.misses, 0, "{choice}: {made:?}");
         assert!(made.abandoned.keys().any(|(_, why)| why.contains("a writer got in")), "{choice}: {made:?}");
         let to = disk.path().join("frozen");
         session.freeze(&to, &Quiet).unwrap();
