@@ -1,34 +1,13 @@
 //! The base copy and the frozen upperdir against `cp -a`, without a container: nothing changes meanwhile.
 
 use std::fs;
-use std::os::fd::BorrowedFd;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use snapshot_engine::capture::{Shadow, ShadowOptions};
-use snapshot_engine::model::dirty::{Dirty, Full, Ino, Probe, Watch};
+use snapshot_engine::model::dirty::Still;
 use snapshot_engine::model::progress::Quiet;
-
-/// A tracker for a tree that nobody changes.
-struct Still;
-
-impl Watch for Still {
-    fn watch(&mut self, _: Ino, _: u64) -> Result<(), Full> {
-        Ok(())
-    }
-    fn unwatch(&mut self, _: Ino) {}
-    fn take(&mut self) -> Vec<Dirty> {
-        Vec::new()
-    }
-    fn put_back(&mut self, _: &[Dirty]) {}
-    fn settle(&mut self) -> bool {
-        true
-    }
-    fn probe(&self, _: BorrowedFd<'_>) -> Probe {
-        Probe::default()
-    }
-}
 
 /// Name, number of files, bytes of each.
 const CASES: &[(&str, u32, u32)] = &[

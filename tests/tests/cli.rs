@@ -5,6 +5,7 @@
 )]
 
 use snapshot_tests::engine::binary;
+use snapshot_tests::root_or_skip;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
@@ -24,15 +25,6 @@ fn run(args: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
-}
-
-fn root() -> bool {
-    let root = fs::metadata("/proc/self").is_ok_and(|s| std::os::unix::fs::MetadataExt::uid(&s) == 0);
-    assert!(root || std::env::var_os("CI").is_none(), "CI must run these tests as root");
-    if !root {
-        eprintln!("skipped: needs root");
-    }
-    root
 }
 
 #[test]
@@ -99,7 +91,7 @@ fn completions_and_manual_pages() {
 
 #[test]
 fn a_work_directory_that_cannot_be_written_exits_with_4() {
-    if !root() {
+    if !root_or_skip() {
         return;
     }
     // Not even root can make a directory in sysfs.
@@ -110,7 +102,7 @@ fn a_work_directory_that_cannot_be_written_exits_with_4() {
 
 #[test]
 fn without_privilege_it_exits_with_4_and_leaves_nothing() {
-    if !root() {
+    if !root_or_skip() {
         return;
     }
     // nobody must be able to reach the binary, wherever the build is.

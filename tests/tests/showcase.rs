@@ -6,6 +6,7 @@
 )]
 
 use snapshot_tests::engine::binary;
+use snapshot_tests::root_or_skip;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -18,15 +19,6 @@ fn run(args: &[&str]) -> Output {
 fn json(output: &Output) -> serde_json::Value {
     let complaint = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {complaint}"))
-}
-
-fn root() -> bool {
-    let root = fs::metadata("/proc/self").is_ok_and(|s| std::os::unix::fs::MetadataExt::uid(&s) == 0);
-    assert!(root || std::env::var_os("CI").is_none(), "CI must run these tests as root");
-    if !root {
-        eprintln!("skipped: needs root");
-    }
-    root
 }
 
 /// Beside the program: `/tmp` may be a tmpfs, which cannot hold every upperdir.
@@ -51,7 +43,7 @@ fn demos_of(pid: u32) -> bool {
 
 #[test]
 fn a_demo_is_started_listed_asked_and_stopped() {
-    if !root() {
+    if !root_or_skip() {
         return;
     }
     let place = place();
@@ -75,7 +67,7 @@ fn a_demo_is_started_listed_asked_and_stopped() {
 
 #[test]
 fn a_small_run_holds_and_leaves_only_its_results() {
-    if !root() {
+    if !root_or_skip() {
         return;
     }
     let place = place();
@@ -117,7 +109,7 @@ fn a_small_run_holds_and_leaves_only_its_results() {
 
 #[test]
 fn a_run_that_is_stopped_or_killed_leaves_nothing_for_long() {
-    if !root() {
+    if !root_or_skip() {
         return;
     }
     let place = place();

@@ -1,6 +1,5 @@
 //! Without a tracker (T5): the container stands still while everything is copied, and that long pause is what is reported.
 
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,28 +10,8 @@ use super::watched::Watched;
 use crate::capture::{Frozen, Shadow, ShadowOptions};
 use crate::container::Target;
 use crate::freeze::freezer::Freezer;
-use crate::model::dirty::{Dirty, Full, Ino, Probe, Watch};
+use crate::model::dirty::Still;
 use crate::model::fault::{Class, class_of_io};
-
-/// Nothing changes while everybody is frozen.
-struct Still;
-
-impl Watch for Still {
-    fn watch(&mut self, _: Ino, _: u64) -> Result<(), Full> {
-        Ok(())
-    }
-    fn unwatch(&mut self, _: Ino) {}
-    fn take(&mut self) -> Vec<Dirty> {
-        Vec::new()
-    }
-    fn put_back(&mut self, _: &[Dirty]) {}
-    fn settle(&mut self) -> bool {
-        true
-    }
-    fn probe(&self, _: BorrowedFd<'_>) -> Probe {
-        Probe::default()
-    }
-}
 
 /// Freezes the container, copies its upperdir, thaws it. Returns the frozen upperdir, how long the container stood still, and how many inodes were copied.
 ///
