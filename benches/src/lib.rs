@@ -1,1 +1,6 @@
-//! Shared helpers of the benchmarks.
+//! What the benchmarks share.
+
+pub mod figures;
+pub mod pause;
+pub mod peers;
+pub mod rafs;

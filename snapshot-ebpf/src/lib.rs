@@ -1,13 +1,14 @@
 //! The ABI between the tracker's eBPF programs and the engine: what lies in the shared maps, bit by bit.
 //!
 //! ```text
-//!   CONTROL  one Control   the fence, the in-flight counts, the counters      mmapped by the engine
+//!   CONTROL  one Control   the fence, the targets, counters of what is rare    mmapped by the engine
+//!   CPUS     Cpu[n]        each CPU's counts of calls and events, and its spins mmapped by the engine
+//!   TASKS    TaskLine[n]   who is inside a counted call, by task number        mmapped by the engine
 //!   SLOTS    Slot[n]       open-addressed table: inode number -> dirty state   mmapped by the engine
-//!   BLOCKS   u64[n]        more block bits, for files above INLINE_BLOCKS      mmapped by the engine
-//!   CPUS     CpuStop[n]    what each CPU's spinners felt                       mmapped by the engine
+//!   BLOCKS   u64[n]        finer block bits, for files that were large enough  mmapped by the engine
 //!   RING     u32 a record  index of a slot that has become dirty
-//!   TASKS    tid -> u64    who is inside a counted call
-//!   CALLS    u32[512]      the class of each system call
+//!
+//!   OFFSETS, SETTINGS, CLASSES    constants: the kernel's layout, what is tracked, the class of each system call
 //! ```
 //!
 //! Both sides are compiled from this file, so a layout cannot differ; the asserts keep it free of padding.
@@ -17,23 +18,89 @@
 /// Containers one cut can span (G7).
 pub const MAX_TARGETS: usize = 8;
 
-/// Bytes of file content one dirty bit stands for, as a shift: 64 KiB.
+/// Bytes of file content one dirty bit inside a slot stands for, as a shift: 64 KiB.
 pub const BLOCK_SHIFT: u32 = 16;
+
+/// Bytes of file content one dirty bit of BLOCKS stands for, as a shift: a page.
+pub const FINE_SHIFT: u32 = 12;
+
+/// The most words of BLOCKS a range may span; what is longer makes the whole file dirty. Enough for 4 MiB.
+pub const MAX_SPAN: u64 = 17;
 
 /// Words of block bits inside a slot.
 pub const INLINE_WORDS: usize = 5;
 
-/// Blocks the bits inside a slot stand for: files up to 20 MiB need no more.
+/// Blocks the bits inside a slot stand for: 20 MiB.
 pub const INLINE_BLOCKS: u64 = INLINE_WORDS as u64 * 64;
 
 /// How far from its home an inode's slot may lie. The programs look no further, so neither may the engine.
 pub const MAX_PROBES: u32 = 32;
 
-/// CPUs with a [`CpuStop`] of their own; the ones above share the last.
+/// CPUs with a [`Cpu`] of their own; the ones above share the last.
 pub const MAX_CPUS: u32 = 1024;
 
 /// System calls with a class; the ones above count as modifying.
 pub const MAX_CALLS: u32 = 512;
+
+/// Tasks in a [`TaskLine`].
+pub const TASKS_A_LINE: u32 = 64;
+
+/// In TASKS: seen at the border between user and kernel since the tracker was attached.
+pub const TASK_SEEN: u8 = 1;
+/// In TASKS: inside a counted call.
+pub const TASK_INSIDE: u8 = 1 << 1;
+/// In TASKS: that call was counted in phase 1, not 0.
+pub const TASK_PHASE: u8 = 1 << 2;
+/// In TASKS: a member's call, and an event has told of the content that it is about to write.
+pub const TASK_TOLD: u8 = 1 << 3;
+/// In TASKS: belongs to a target. Who was found to belong does so until it ends.
+pub const TASK_MEMBER: u8 = 1 << 4;
+
+/// The words of BLOCKS a file has: `Slot::more`, or none.
+///
+/// ```text
+///   0 ..26   how many words; 0: none
+///   27..31   words one summary bit stands for, as a shift
+///   32..63   the first of them
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fine(pub u64);
+
+impl Fine {
+    /// The most words of one file.
+    pub const MAX_WORDS: u64 = (1 << 27) - 1;
+
+    /// `words` words (1 to [`MAX_WORDS`](Fine::MAX_WORDS)) from `first` on: as few to a summary bit as the bits inside a slot allow.
+    #[must_use]
+    pub const fn new(first: u64, words: u64) -> Fine {
+        let mut shift = 0;
+        while (words - 1) >> shift >= INLINE_BLOCKS {
+            shift += 1;
+        }
+        Fine(first << 32 | shift << 27 | words)
+    }
+
+    /// How many words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> u64 {
+        self.0 & Fine::MAX_WORDS
+    }
+
+    /// The summary bit of a word, as a shift.
+    #[inline(always)]
+    #[must_use]
+    pub const fn shift(self) -> u32 {
+        (self.0 >> 27) as u32 & 31
+    }
+
+    /// The first word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn first(self) -> u64 {
+        self.0 >> 32
+    }
+}
 
 /// An empty slot.
 pub const SLOT_EMPTY: u64 = 0;
@@ -56,22 +123,22 @@ pub const MAPPED: u64 = 1 << 8;
 pub const DIRT: u64 = QUEUED | META | WHOLE | TAIL | DIRECT;
 
 /// Call class: cannot change the target's tree.
-pub const CALL_OTHER: u32 = 0;
+pub const CALL_OTHER: u8 = 0;
 /// Call class: names a path, or nothing we can resolve cheaply: always counted.
-pub const CALL_PATH: u32 = 1;
+pub const CALL_PATH: u8 = 1;
 /// Call class: mmap; counted when shared and of a file of the target.
-pub const CALL_MMAP: u32 = 2;
+pub const CALL_MMAP: u8 = 2;
 /// Call class: the engine's own question about an open file (see `Control::probe_ino`).
-pub const CALL_PROBE: u32 = 3;
+pub const CALL_PROBE: u8 = 3;
 /// Call class, with the argument's number in the low bits: counted when that descriptor is of the target's tree.
-pub const CALL_FD: u32 = 0x10;
+pub const CALL_FD: u8 = 0x10;
 /// Call class, with the argument's number in the low bits: counted when that descriptor is a regular file or directory of the
 /// target's tree. A write to a FIFO or a terminal that lies there may block for ever and changes nothing.
-pub const CALL_DATA: u32 = 0x40;
+pub const CALL_DATA: u8 = 0x40;
 /// Call class, with the argument's number in the low bits: an open, counted when these flags ask for writing.
-pub const CALL_OPEN: u32 = 0x20;
+pub const CALL_OPEN: u8 = 0x20;
 /// Call class: openat2, whose flags are in the caller's memory (argument 2).
-pub const CALL_OPENAT2: u32 = 0x30;
+pub const CALL_OPENAT2: u8 = 0x30;
 
 /// Who belongs to a target: the tasks in its cgroup subtree (version 2) and those in its mount namespace.
 #[repr(C)]
@@ -89,27 +156,17 @@ pub struct TargetId {
     pub _pad: u32,
 }
 
-/// A counter on a cache line of its own.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Line {
-    /// The count.
-    pub value: u64,
-    /// Padding.
-    pub _pad: [u64; 7],
-}
-
-/// The control page.
+/// The control page. In the steady state nobody writes to it, so every CPU has it in its cache.
 ///
-/// Ordering: a program counts a call in `in_flight` with a fetching atomic (a full barrier) and looks at `fence_until`
-/// afterwards; the engine stores `fence_until`, passes a sequentially consistent fence, and reads `in_flight` afterwards. So
+/// Ordering: a program counts a call in (`Cpu::entered`) with a fetching atomic (a full barrier) and looks at `fence_until`
+/// afterwards; the engine stores `fence_until`, passes a sequentially consistent fence, and reads the counts afterwards. So
 /// whoever comes second sees the other: either the call sees the fence, or the engine sees the call.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Control {
     /// Engine: the fence is up until this moment of `bpf_ktime_get_ns`; 0: it is down (G3).
     pub fence_until: u64,
-    /// Engine: index (0 or 1) of the in-flight counter that new calls use (T2).
+    /// Engine: index (0 or 1) of the counters that new calls use (T2).
     pub phase: u64,
     /// Engine: number of valid `targets`.
     pub targets_len: u64,
@@ -125,12 +182,6 @@ pub struct Control {
     pub probe_direct: u64,
     /// Engine: the targets.
     pub targets: [TargetId; MAX_TARGETS],
-    /// Program: modifying calls of the targets under way, by the phase they began in.
-    pub in_flight: [Line; 2],
-    /// Program: modifying calls that have begun, ever.
-    pub entered: Line,
-    /// Program: events on watched inodes, ever.
-    pub events: Line,
     /// Program: slots that became dirty and could not be put into the ring (T1: look at all slots).
     pub ring_lost: u64,
     /// Program: calls that could not be noted in TASKS: `in_flight` cannot be trusted from then on.
@@ -141,14 +192,20 @@ pub struct Control {
     pub uring: u64,
     /// Program: events whose inode could not be told, ever (T1: the whole tree is dirty).
     pub unknown: u64,
+    /// Program: `super_block` of the upper's file system, once one was met: it spares the look at `s_dev`. The engine holds that file system as
+    /// long as it tracks; were another one put at the same address, its inodes would be false alarms.
+    pub upper_super: u64,
+    /// Program: `super_block` of the overlay met last, for the same reason.
+    pub overlay_super: u64,
     /// Padding.
-    pub _pad: [u64; 3],
+    pub _pad: [u64; 1],
 }
 
 /// The dirty state of one watched inode: a cache line.
 ///
-/// Protocol (T1): a program sets the block bits first, then the state bits with QUEUED; who sets QUEUED puts the index into the
-/// ring. The engine clears the state first and takes the block bits afterwards. So a bit is either taken now, or its
+/// Protocol (T1): a program sets the fine bit first, then its summary bit (or the block bit, where there are no fine ones), then the state bits
+/// with QUEUED; who sets QUEUED puts the index into the ring. The engine goes the other way: it clears the state, takes the bits inside
+/// the slot, and then the words they stand for. So a bit is either taken now, or what leads to it is set again after it was cleared, and the
 /// slot is queued again.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,25 +214,45 @@ pub struct Slot {
     pub ino: u64,
     /// `QUEUED` .. `MAPPED`.
     pub state: u64,
-    /// Words of BLOCKS that continue `blocks`: first word << 32 | number of words.
+    /// [`Fine`]: the words of BLOCKS that have a bit for each page of the file.
     pub more: u64,
-    /// A bit for each of the first `INLINE_BLOCKS` blocks.
+    /// Without such words a bit for each of the first `INLINE_BLOCKS` blocks; with them a summary: which of them to look at.
     pub blocks: [u64; INLINE_WORDS],
 }
 
-/// What the calls held on one CPU felt since the engine last cleared it.
+/// What happens on one CPU is counted on lines of its own: no two CPUs write to the same.
+///
+/// The counts only grow, but for a call that finds the fence up, which takes itself back. Calls under way are `entered` less `left`, over all CPUs, and
+/// who adds them up reads every `left` before the first `entered`, as SRCU does (kernel/rcu/srcutree.c): a call whose end was seen has been seen to
+/// begin, so the difference is never too small. A task may begin on one CPU and end on another: one CPU's numbers alone say nothing.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CpuStop {
-    /// Calls that spun.
+pub struct Cpu {
+    /// Program: modifying calls that have begun, by the phase they began in.
+    pub entered: [u64; 2],
+    /// Program: those that have ended.
+    pub left: [u64; 2],
+    /// Program: events that found a watched inode and had something new to say of it.
+    pub events: u64,
+    /// Program: those of them that have said it, the ring's record included.
+    pub recorded: u64,
+    /// Padding.
+    pub _pad: [u64; 2],
+    /// Program: calls that spun, since the engine last cleared it.
     pub spins: u64,
-    /// The longest spin, in nanoseconds (G6).
+    /// Program: the longest spin since then, in nanoseconds (G6).
     pub longest: u64,
-    /// Calls that went on because the deadline had passed (G2, G3).
+    /// Program: calls since then that went on because the deadline had passed (G2, G3).
     pub expired: u64,
     /// Padding.
-    pub _pad: [u64; 5],
+    pub _pad_felt: [u64; 5],
 }
+
+/// Where the tasks `n`, `n + lines`, `n + 2 * lines` .. are (`TASK_*`), line `n` of TASKS: tasks that were born one after the other, as threads are,
+/// lie on lines of their own, so that CPUs do not take one from each other. A task's byte is written by itself alone.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct TaskLine(pub [u8; TASKS_A_LINE as usize]);
 
 /// Where the running kernel keeps what the programs read: byte offsets, resolved from its BTF by the engine.
 #[repr(C)]
@@ -201,8 +278,8 @@ pub struct Offsets {
     pub folio_index: u32,
     /// `folio.flags`
     pub folio_flags: u32,
-    /// `folio._flags_1`, whose low byte is the order of a large folio
-    pub folio_flags_1: u32,
+    /// The byte with the order of a large folio
+    pub folio_order: u32,
     /// Bit number of `PG_head`; `NONE`: the order cannot be told and 2 MiB are assumed
     pub folio_head_bit: u32,
     /// `kiocb.ki_filp`
@@ -229,6 +306,8 @@ pub struct Offsets {
     pub task_nsproxy: u32,
     /// `task_struct.files`
     pub task_files: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
     /// `task_struct.thread_info.status`: bit 1 is TS_COMPAT on x86; `NONE` elsewhere
     pub task_status: u32,
     /// `nsproxy.mnt_ns`
@@ -241,6 +320,34 @@ pub struct Offsets {
     pub fdt_fd: u32,
     /// `fdtable.max_fds`
     pub fdt_max: u32,
+    /// `dentry.d_inode`
+    pub dentry_inode: u32,
+    /// `dentry.d_parent`
+    pub dentry_parent: u32,
+    /// `path.dentry`
+    pub path_dentry: u32,
+    /// `file.f_mode`
+    pub file_mode: u32,
+    /// `iattr.ia_valid`
+    pub attr_valid: u32,
+    /// `folio.mapping`
+    pub folio_mapping: u32,
+    /// `vm_area_struct.vm_file`
+    pub vma_file: u32,
+    /// `vm_area_struct.vm_flags`
+    pub vma_flags: u32,
+    /// `renamedata.old_dir`, an inode; `NONE`: `rename_old_parent` is there instead
+    pub rename_old_dir: u32,
+    /// `renamedata.new_dir`
+    pub rename_new_dir: u32,
+    /// `renamedata.old_parent`, a directory entry (since 6.18)
+    pub rename_old_parent: u32,
+    /// `renamedata.new_parent`
+    pub rename_new_parent: u32,
+    /// `renamedata.old_dentry`
+    pub rename_old_dentry: u32,
+    /// `renamedata.new_dentry`
+    pub rename_new_dentry: u32,
     /// The system call's arguments in `pt_regs`
     pub regs_args: [u32; 6],
 }
@@ -256,8 +363,10 @@ pub struct Settings {
     pub upper_device: u32,
     /// Number of slots minus one; the number is a power of two.
     pub slot_mask: u32,
-    /// Number of words in BLOCKS.
-    pub block_words: u32,
+    /// Number of lines in TASKS minus one; the number is a power of two, and this its bits.
+    pub task_mask: u32,
+    /// The same number as a shift.
+    pub task_shift: u32,
     /// Number of the mmap call's flag for shared mappings (MAP_SHARED and MAP_SHARED_VALIDATE have bit 0).
     pub map_shared: u32,
     /// Open flags that ask for writing.
@@ -272,6 +381,18 @@ pub const FAULT_DROP_EVENTS: u32 = 1;
 pub const FAULT_NO_COUNT: u32 = 2;
 /// A planted fault: the fence never holds anybody.
 pub const FAULT_NO_FENCE: u32 = 3;
+/// A planted fault: one event in 1000 is dropped.
+pub const FAULT_DROP_FEW: u32 = 4;
+/// A planted fault: nobody asks whether a file is mapped, neither the programs nor the engine (a broken T4).
+pub const FAULT_IGNORE_MMAP: u32 = 5;
+/// A planted fault of the engine: what is taken is read without waiting for the calls under way (a broken T2).
+pub const FAULT_NO_SETTLE: u32 = 6;
+/// A planted fault of the engine: the residual is read before the gate is up (a broken G1).
+pub const FAULT_EARLY_READ: u32 = 7;
+/// Set beside one of the others: the sweeps (T6) are off, which would find the fault before it shows in a tree.
+pub const FAULT_NO_SWEEP: u32 = 1 << 16;
+/// The fault without [`FAULT_NO_SWEEP`].
+pub const FAULT_KIND: u32 = FAULT_NO_SWEEP - 1;
 
 /// The home of an inode number in a table of `mask + 1` slots (Fibonacci hashing).
 #[inline(always)]
@@ -281,8 +402,8 @@ pub const fn home(ino: u64, mask: u32) -> u32 {
 }
 
 const _: () = assert!(size_of::<Slot>() == 64);
-const _: () = assert!(size_of::<CpuStop>() == 64);
-const _: () = assert!(size_of::<Line>() == 64);
+const _: () = assert!(size_of::<Cpu>() == 128);
+const _: () = assert!(size_of::<TaskLine>() == 64);
 const _: () = assert!(size_of::<TargetId>() == 24);
-const _: () = assert!(size_of::<Control>() == 64 + 24 * MAX_TARGETS + 4 * 64 + 64);
+const _: () = assert!(size_of::<Control>() == 64 + 24 * MAX_TARGETS + 64);
 const _: () = assert!(size_of::<Control>() <= 4096);

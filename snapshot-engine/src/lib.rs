@@ -10,6 +10,7 @@
 //! `model`, `rafs` and the arithmetic of `chunk` do no I/O. `unsafe` and raw system calls live in
 //! [`kernel`] alone. See `docs/architecture.md` for the map and its invariants.
 
+pub mod bench;
 pub mod capture;
 pub mod chunk;
 pub mod container;
@@ -20,6 +21,7 @@ pub mod kernel;
 pub mod model;
 pub mod pipeline;
 pub mod rafs;
+pub mod reader;
 mod seamless;
 pub mod showcase;
 pub mod store;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::model::nanos::{Nanos, Span};
 use crate::model::options::CommitOptions;
 use crate::model::paths;
-use crate::model::snapshot::{Gate, ImageReport, StageTime};
+use crate::model::snapshot::{Backend, Gate, ImageReport, StageTime};
 use crate::pipeline::commit::{self, CommitRequest};
 use crate::pipeline::progress::Quiet;
 use crate::pipeline::{Engine, Error, Stages};
@@ -52,6 +52,8 @@ pub struct SnapshotResult {
     pub residual_bytes: u64,
     /// Attempts that were void.
     pub voided: u32,
+    /// What the tracker listened to.
+    pub tracker: Option<Backend>,
     /// Changes the tracker had missed and the sweep found.
     pub tracker_misses: u64,
     /// The image, once it is complete.
@@ -82,6 +84,7 @@ impl SnapshotResult {
             residual_inodes: pause.residual_inodes,
             residual_bytes: pause.residual_bytes,
             voided: pause.voided,
+            tracker: record.cut.tracker,
             tracker_misses: pause.tracker_misses,
             image: record.image.clone(),
             timings: record.cut.timings.iter().chain(image).cloned().collect(),
@@ -119,7 +122,7 @@ impl SeamlessSnapshot {
     /// With these options, which each commit checks.
     #[must_use]
     pub fn new(options: CommitOptions) -> Self {
-        SeamlessSnapshot::with_stages(options, Arc::new(Engine))
+        SeamlessSnapshot::with_stages(options, Arc::new(Engine::default()))
     }
 
     /// With other stages than the engine's own.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use snapshot_engine::CommitOptions;
 use snapshot_engine::container::{self, Target, process};
 use snapshot_engine::demo::{self, Demo, Seed, StartOptions, Workload};
 use snapshot_engine::freeze::attempt::Policy;
+use snapshot_engine::model::dirty::Watch as _;
 use snapshot_engine::model::options::GateChoice;
 use snapshot_engine::pipeline::progress::Quiet;
 use snapshot_engine::pipeline::session::Session;
-use snapshot_engine::track::{Scope, Tracker};
+use snapshot_engine::track::{self, Scope, Tables, Tracker};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -40,14 +42,21 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes and mounts one of 4 GiB: `ext4`, `xfs` or `tmpfs`.
+    /// Makes and mounts one of 4 GiB: `ext4`, `xfs`, `btrfs` or `tmpfs`.
     ///
     /// # Errors
     /// When a tool is missing or fails.
     pub fn new(kind: &str) -> Result<Disk> {
         // In memory where that is possible: the tests wait for `syncfs` some hundred times.
         let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        Disk::sized(kind, 4 << 30, if memory.is_dir() { memory } else { Path::new("/var/tmp") })
+    }
+
+    /// The same of so many bytes, its image below `parent`; the image is sparse.
+    ///
+    /// # Errors
+    /// When a tool is missing or fails.
+    pub fn sized(kind: &str, bytes: u64, parent: &Path) -> Result<Disk> {
         let place = tempfile::Builder::new().prefix("snapshot-test-").tempdir_in(parent)?;
         let (image, mount) = (place.path().join("image"), place.path().join("mount"));
         std::fs::create_dir(&mount)?;
@@ -55,13 +64,18 @@ impl Disk {
             run(Command::new("mount").args(["-t", "tmpfs", "snapshot-test"]).arg(&mount))?;
             return Ok(Disk { place });
         }
-        std::fs::File::create(&image)?.set_len(4 << 30)?;
+        std::fs::File::create(&image)?.set_len(bytes)?;
+        // An inode for each 14 KiB: 300,000 for the tests' 4 GiB.
+        let inodes = (bytes / 14_316).to_string();
         let options: &[&str] = match kind {
-            "ext4" => &["-q", "-F", "-N", "300000"],
+            "ext4" => &["-q", "-F", "-N", &inodes],
+            "btrfs" => &["-q", "-f"],
             _ => &["-q", "-f", "-m", "reflink=1"],
         };
         run(Command::new(format!("mkfs.{kind}")).args(options).arg(&image))?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
+        // btrfs writes everything to another place, and gives back none of the image's memory without being told to: by itself since Linux 6.2.
+        let how = if kind == "btrfs" { "loop,discard" } else { "loop" };
+        run(Command::new("mount").args(["-o", how]).arg(&image).arg(&mount))?;
         Ok(Disk { place })
     }
 
@@ -69,6 +83,16 @@ impl Disk {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.place.path().join("mount")
+    }
+
+    /// Drops the image from the page cache, so that what is read from it comes from the machine's disk. What is not written back stays.
+    ///
+    /// # Errors
+    /// When it cannot be written back.
+    pub fn forget_image(&self) -> Result<()> {
+        let image = std::fs::File::open(self.place.path().join("image"))?;
+        image.sync_data()?;
+        Ok(rustix::fs::fadvise(&image, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 }
 
@@ -191,8 +215,34 @@ pub fn scope(targets: &[&Target], fault: u32) -> Result<Scope> {
         file_system: first.overlay.upper_fs.clone(),
         inodes: 1000,
         large_bytes: 1 << 20,
+        tables: Tables::default(),
         fault,
     })
+}
+
+/// A tracker on these containers, or `None` where the kernel refuses the programs that the upper's file system takes: a hardened host does
+/// so for btrfs and tmpfs, and says what to do. In the guests of `cargo xtask vm-test`, which allow them, a refusal is a failure.
+///
+/// # Errors
+/// See [`snapshot_engine::track::Error`].
+pub fn tracker_if_allowed(targets: &[&Target]) -> Result<Option<Tracker>> {
+    match Tracker::start(&scope(targets, 0)?) {
+        Ok(tracker) => Ok(Some(tracker)),
+        Err(e @ track::Error::FentryRefused { .. }) => {
+            let text = e.to_string();
+            println!("not tested on this kernel: {text}");
+            ensure!(!fentry_is_known(), "this kernel is known to allow it: {e:?}");
+            ensure!(text.contains("fentry") && text.contains("--tracker none"), "no remedy: {text}");
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether this kernel is known to allow fentry programs (`SNAPSHOT_TEST_FENTRY`), so that a refusal is a failure.
+#[must_use]
+pub fn fentry_is_known() -> bool {
+    std::env::var_os("SNAPSHOT_TEST_FENTRY").is_some()
 }
 
 /// A tracker on these containers.
@@ -203,10 +253,40 @@ pub fn tracker(targets: &[&Target]) -> Result<Tracker> {
     Ok(Tracker::start(&scope(targets, 0)?)?)
 }
 
+/// How much longer things may take than on the machines the tests' times were chosen on: `SNAPSHOT_TEST_SLACK`, 1 if it is not set. Only times
+/// that depend on the machine's speed are stretched, never what must be true. `cargo xtask vm-test` sets it for its guests and says so.
+///
+/// # Panics
+/// When the variable is no number of at least 1.
+#[must_use]
+pub fn slack() -> u32 {
+    static SLACK: LazyLock<u32> = LazyLock::new(|| number("SNAPSHOT_TEST_SLACK"));
+    *SLACK
+}
+
+/// How many of `n` repetitions are made: one of `SNAPSHOT_TEST_SHARE`, all if it is not set. Only how often something is tried is divided,
+/// never what must be true each time. `cargo xtask vm-test` sets it for its guests and says so.
+///
+/// # Panics
+/// When the variable is no number of at least 1.
+#[must_use]
+pub fn share(n: u32) -> u32 {
+    n.div_ceil(number("SNAPSHOT_TEST_SHARE"))
+}
+
+fn number(variable: &str) -> u32 {
+    let Some(text) = std::env::var_os(variable) else { return 1 };
+    let number = text.to_str().and_then(|text| text.parse().ok()).filter(|n| *n >= 1);
+    number.unwrap_or_else(|| panic!("{variable}={text:?} is no number of at least 1"))
+}
+
 /// How sessions of the tests go unless they want it otherwise: with time for a noisy machine.
 #[must_use]
 pub fn policy(choice: GateChoice) -> Policy {
-    Policy { choice, budget: Duration::from_millis(20), ..Policy::default() }
+    let Policy { fence_max, drain, .. } = Policy::default();
+    let slack = slack();
+    let budget = Duration::from_millis(20) * slack;
+    Policy { choice, budget, fence_max: fence_max * slack, drain: drain * slack, ..Policy::default() }
 }
 
 /// A session with its shadow in `work`.
@@ -221,11 +301,25 @@ pub fn session(target: Target, work: &Path, policy: Policy, fault: u32) -> Resul
 /// Waits for a condition.
 ///
 /// # Panics
-/// When it has not come true after 20 seconds.
+/// When it has not come true after 20 seconds (stretched by [`slack`]).
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20) * slack();
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Takes until nothing is dirty any more.
+///
+/// # Panics
+/// When that does not come true.
+pub fn clean(tracker: &mut Tracker) {
+    for _ in 0..100 {
+        if tracker.take().is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("never clean");
 }

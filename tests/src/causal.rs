@@ -26,6 +26,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use snapshot_engine::demo::content::{LINE, PAGE, check_line, check_page, line, page};
 
+use crate::bench::slack;
+
 /// Pages of each paged file.
 const PAGES: u64 = 16;
 /// Lines of a log until it is renamed.
@@ -119,14 +121,14 @@ fn writer(root: &Path, k: usize, stop: &AtomicBool, done: &[AtomicU64]) -> io::R
     Ok(())
 }
 
-/// Between rounds: some time to breathe, and 6 of every 20 ms in which all threads rest (for gate none).
+/// Between rounds: some time to breathe, and 6 of every 20 ms in which all threads rest (for gate none); stretched by [`slack`].
 fn pace(n: u64) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let phase = now.as_micros() % 20_000;
+    let phase = (now / slack()).as_micros() % 20_000;
     if phase > 14_000 {
-        std::thread::sleep(Duration::from_micros(u64::try_from(20_000 - phase).unwrap_or(0)));
+        std::thread::sleep(Duration::from_micros(u64::try_from(20_000 - phase).unwrap_or(0)) * slack());
     } else if n.is_multiple_of(4) {
-        std::thread::sleep(Duration::from_micros(100));
+        std::thread::sleep(Duration::from_micros(100) * slack());
     }
 }
 

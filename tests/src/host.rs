@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-/// `BPF_PROG_TYPE_RAW_TRACEPOINT` and `BPF_PROG_TYPE_TRACING` of linux/bpf.h: the tracker's kinds.
-const KINDS: [u32; 2] = [17, 26];
+/// `BPF_PROG_TYPE_KPROBE`, `BPF_PROG_TYPE_RAW_TRACEPOINT` and `BPF_PROG_TYPE_TRACING` of linux/bpf.h: the tracker's kinds.
+const KINDS: [u32; 3] = [2, 17, 26];
 
 /// Ids of the loaded programs that could be a tracker's.
 #[must_use]

@@ -43,11 +43,44 @@ impl Drop for Served {
     }
 }
 
-/// Serves an image through FUSE. `dir` takes the daemon's files and the mount.
+/// What nydusd looks at before it gives data out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// Nothing.
+    Nothing,
+    /// Every chunk's digest: of v6 only those of blobs that have the digests in them.
+    Data,
+    /// Every inode's digest too, which only v5 has.
+    DataAndInodes,
+}
+
+/// Runs `nydus-image check`.
+///
+/// # Errors
+/// When it does not accept the bootstrap; with what it said.
+pub fn check(nydus_image: &Path, bootstrap: &Path) -> Result<()> {
+    let out = Command::new(nydus_image).args(["check", "-B"]).arg(bootstrap).stdin(Stdio::null()).output()?;
+    ensure!(
+        out.status.success(),
+        "nydus-image check: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(())
+}
+
+/// Serves an image through FUSE. `bootstrap` may be a blob with a table of contents and a bootstrap inside. `dir` takes the daemon's
+/// files and the mount.
 ///
 /// # Errors
 /// When the daemon does not serve within 20 seconds; with its log.
-pub fn serve(nydusd: &Path, bootstrap: &Path, blobs: &[PathBuf], dir: &Path) -> Result<Served> {
+pub fn serve(
+    nydusd: &Path,
+    bootstrap: &Path,
+    blobs: &[PathBuf],
+    dir: &Path,
+    verify: Verify,
+) -> Result<Served> {
     let make = |name: &str| {
         let path = dir.join(name);
         fs::create_dir_all(&path).map(|()| path)
@@ -58,15 +91,15 @@ pub fn serve(nydusd: &Path, bootstrap: &Path, blobs: &[PathBuf], dir: &Path) -> 
         std::os::unix::fs::symlink(blob, backend.join(blob.file_name().context("a blob has a name")?))?;
     }
     let config = serde_json::json!({
-        "device": {
-            "backend": {"type": "localfs", "config": {"dir": backend}},
-            "cache": {"type": "blobcache", "config": {"work_dir": make("nydusd-cache")?}},
+        "version": 2,
+        "id": "judge",
+        "backend": {"type": "localfs", "localfs": {"dir": backend}},
+        "cache": {
+            "type": "filecache",
+            "validate": verify != Verify::Nothing,
+            "filecache": {"work_dir": make("nydusd-cache")?},
         },
-        "mode": "direct",
-        "digest_validate": false,
-        "iostats_files": false,
-        "enable_xattr": true,
-        "fs_prefetch": {"enable": false},
+        "rafs": {"mode": "direct", "enable_xattr": true, "validate": verify == Verify::DataAndInodes},
     });
     let config_path = dir.join("nydusd.json");
     fs::write(&config_path, config.to_string())?;

@@ -19,6 +19,7 @@ use snapshot_engine::kernel::words::Words;
 
 use crate::bench::Running;
 use crate::causal::Writers;
+use crate::hostile::Attack;
 
 /// The other end of a worker; it is killed on drop.
 #[derive(Debug)]
@@ -69,6 +70,7 @@ impl Worker {
     /// # Errors
     /// When the command failed.
     pub fn answer(&mut self, patience: Duration) -> Result<Option<String>> {
+        let patience = patience * crate::bench::slack();
         let Ok(line) = self.answers.recv_timeout(patience) else { return Ok(None) };
         match line.strip_prefix("ok") {
             Some(rest) => Ok(Some(rest.trim().to_owned())),
@@ -121,6 +123,7 @@ pub fn serve() -> Result<()> {
 #[derive(Default)]
 struct State {
     writers: Option<Writers>,
+    attacks: Vec<Attack>,
     maps: HashMap<String, Arc<Words>>,
     storing: Option<(Arc<AtomicBool>, std::thread::JoinHandle<()>)>,
 }
@@ -178,6 +181,12 @@ impl State {
                 if let Some(writers) = self.writers.take() {
                     writers.stop()?;
                 }
+            }
+            ["attack", kind, ref paths @ ..] => self.attacks.push(Attack::start(kind, paths)?),
+            // How often all of them struck.
+            ["peace"] => {
+                let strokes = self.attacks.drain(..).map(Attack::stop).sum::<Result<u64>>()?;
+                return Ok(strokes.to_string());
             }
             _ => bail!("{line:?} is no command"),
         }

@@ -125,14 +125,20 @@ fn trees(kind: &str, wanted: u32) {
         return;
     }
     let began = Instant::now();
+    // Each gate has its turn twice at least.
+    let wanted = bench::share(wanted).max(8);
     let mut scene = Scene::new(kind);
+    if bench::tracker_if_allowed(&[&scene.demo.target().unwrap()]).unwrap().is_none() {
+        return;
+    }
     let mut tally = Tally::default();
     let choices = [GateChoice::Fence, GateChoice::Freezer, GateChoice::Auto, GateChoice::None];
     let mut tried = 0u64;
     while tally.trees < wanted {
         assert!(tried < u64::from(wanted) * 3, "too many attempts came to nothing: {:?}", tally.refused);
-        if tried.is_multiple_of(25) {
-            scene.begin(2 + (tried / 25 % 3) as usize);
+        let crew = u64::from(bench::share(25).max(4));
+        if tried.is_multiple_of(crew) {
+            scene.begin(2 + (tried / crew % 3) as usize);
         }
         let choice = choices[(tried % 4) as usize];
         let moment = Duration::from_micros(random(tried, 20_000));
@@ -178,6 +184,16 @@ fn no_tree_of_120_on_ext4_shows_b_without_a() {
 #[test]
 fn no_tree_of_80_on_xfs_shows_b_without_a() {
     trees("xfs", 80);
+}
+
+#[test]
+fn no_tree_of_40_on_btrfs_shows_b_without_a() {
+    trees("btrfs", 40);
+}
+
+#[test]
+fn no_tree_of_40_on_tmpfs_shows_b_without_a() {
+    trees("tmpfs", 40);
 }
 
 /// The workload and the judge are sharp: a plain copy of the live tree is found out.
@@ -295,8 +311,8 @@ fn t6_dropped_events_under_load_make_no_wrong_tree() {
     let mut scene = Scene::new("ext4");
     scene.begin(2);
     let (mut misses, mut right, mut refused) = (0, 0, BTreeMap::<String, u32>::new());
-    for n in 0..30 {
-        let choice = [GateChoice::Auto, GateChoice::Fence, GateChoice::Freezer][n % 3];
+    for n in 0..bench::share(30) {
+        let choice = [GateChoice::Auto, GateChoice::Fence, GateChoice::Freezer][n as usize % 3];
         match scene.snapshot(bench::policy(choice), 2, FAULT_DROP_EVENTS, Duration::from_millis(3)) {
             Ok((made, verdict)) => {
                 assert_eq!(verdict, Ok(()), "{made:?}");
@@ -318,7 +334,7 @@ fn a_fence_that_holds_nobody_makes_no_wrong_cut() {
     let mut scene = Scene::new("ext4");
     scene.begin(3);
     let (mut void, mut cuts) = (0, 0);
-    for _ in 0..15 {
+    for _ in 0..bench::share(15) {
         match scene.snapshot(bench::policy(GateChoice::Fence), 2, FAULT_NO_FENCE, Duration::from_millis(2)) {
             Ok((made, verdict)) => {
                 assert_eq!(verdict, Ok(()), "{made:?}");

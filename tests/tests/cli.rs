@@ -37,7 +37,7 @@ fn wrong_arguments_exit_with_2_and_say_the_remedy() {
         &["commit", "web", "registry.example.com/app:1"],
         &["commit", "../web", "oci:/i:t"],
         &["commit", "web", "oci:/i:t", "--max-pause", "soon"],
-        &["commit", "web", "oci:/i:t", "--fs-version", "5"],
+        &["commit", "web", "oci:/i:t", "--fs-version", "4"],
         &["seamless-commit", "--container", "web", "--pid", "1", "--target", "oci:/i:t"],
     ] {
         let out = run(args);
@@ -46,7 +46,7 @@ fn wrong_arguments_exit_with_2_and_say_the_remedy() {
     }
     let out = run(&["commit", "web", "docker://user:secret@host/app:1"]);
     assert!(text(&out.stderr).contains("help: targets have the form oci:DIR:TAG"), "{}", text(&out.stderr));
-    let out = run(&["commit", "web", "oci:/i:t", "--fs-version", "5", "--output", "json"]);
+    let out = run(&["commit", "web", "oci:/i:t", "--fs-version", "4", "--output", "json"]);
     assert!(text(&out.stderr).contains("\"exit_code\": 2"), "{}", text(&out.stderr));
     let out = run(&["commit", "web", "nowhere", "--output=json"]);
     assert!(text(&out.stderr).trim_start().starts_with('{'), "{}", text(&out.stderr));

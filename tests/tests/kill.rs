@@ -365,9 +365,19 @@ fn stopped_while_the_container_is_frozen_it_is_thawed_and_the_attempt_is_void() 
     };
     for way in [&["--gate", "freezer", "--max-pause", "100ms", "--maximum-times", "1"][..], WAYS[3]] {
         let limit = Duration::from_secs(if way[0] == "--tracker" { 5 } else { 1 });
-        let mut run = lab.start(way, true)?;
-        while !lab.demo.frozen()? && run.runs()? {}
-        signal(&run, rustix::process::Signal::STOP)?;
+        let mut tries = 0;
+        let run = loop {
+            let mut run = lab.start(way, true)?;
+            while !lab.demo.frozen()? && run.runs()? {}
+            if signal(&run, rustix::process::Signal::STOP).is_ok() {
+                break run;
+            }
+            // It was quicker than we are: it has ended.
+            run.end()?;
+            lab.settle()?;
+            tries += 1;
+            ensure!(tries < 50, "{way:?}: it is never seen while the container is frozen");
+        };
         let frozen = lab.demo.frozen()?;
         let began = Instant::now();
         while lab.demo.frozen()? {

@@ -1,6 +1,7 @@
 //! The gates on a real container: G1 to G7, and the invariants of the tracker that show in a whole session (T3, T4, T5).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant};
 use snapshot_engine::CommitOptions;
 use snapshot_engine::demo::Workload;
 use snapshot_engine::demo::content::page;
-use snapshot_engine::freeze::attempt::{FENCE_MAX, Policy};
+use snapshot_engine::freeze::attempt::Policy;
 use snapshot_engine::freeze::gate::Gate;
 use snapshot_engine::freeze::reader::now;
 use snapshot_engine::freeze::window::Moment;
 use snapshot_engine::model::options::{GateChoice, TrackerChoice};
 use snapshot_engine::model::reference::ContainerRef;
+use snapshot_engine::model::snapshot::Backend;
 use snapshot_engine::pipeline::progress::Quiet;
 use snapshot_engine::pipeline::session::Session;
 use snapshot_engine::pipeline::{CutRequest, Engine, Stages};
@@ -105,7 +107,7 @@ fn spins(tracker: &Tracker) -> u64 {
     tracker.live().felt().spins
 }
 
-/// G3: an engine that hangs with the fence up. Breaks without the comparison with the clock in `calls::turn`; the second half breaks
+/// G3: an engine that hangs with the fence up. Breaks without the comparison with the clock in `count::turn`; the second half breaks
 /// when a call that outlasts the loop is counted out without having been counted in.
 #[test]
 fn g3_the_fence_falls_by_itself() {
@@ -120,7 +122,9 @@ fn g3_the_fence_falls_by_itself() {
     let longest: u64 = worker.ask("writes /srv/f 100").unwrap().parse().unwrap();
     let felt = tracker.live().felt();
     assert!(felt.spins >= 1 && felt.expired >= 1, "{felt:?}");
-    assert!(felt.longest <= 6_000_000 && longest < 500_000_000, "{felt:?}, {longest}");
+    let slack = u64::from(bench::slack());
+    assert!(felt.longest <= 5_000_000 + slack * 1_000_000, "{felt:?}, {longest}");
+    assert!(longest < slack * 500_000_000, "{felt:?}, {longest}");
     eventually("nothing is in flight", || tracker.live().in_flight() == 0);
 
     // A deadline that no engine sets: the loop's own end is the last resort, and the counts stay right.
@@ -204,7 +208,7 @@ fn g4_an_engine_stopped_in_the_freezer_lets_go() {
     eventually("thawed", || !demo.frozen());
     worker.ask("writes /srv/f 10").unwrap();
     // The limit is the budget of 20 ms and 100 ms more; a noisy machine gets a second.
-    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < Duration::from_secs(2) * bench::slack(), "{:?}", stopped.elapsed());
 }
 
 /// G4: who was paused stays paused, and gets a snapshot. Breaks without `paused` in `Session::open`.
@@ -256,7 +260,8 @@ fn g5_the_budget_is_kept() {
             for (gate, stop) in stops {
                 // The deadline is looked at between pieces, and a thaw and an interrupt take their time on a busy machine.
                 let slack = if gate == Gate::Freezer { 20 } else { 4 };
-                assert!(stop <= budget + Duration::from_millis(slack), "{gate:?} {stop:?}: {what}");
+                let slack = Duration::from_millis(slack) * bench::slack();
+                assert!(stop <= budget + slack, "{gate:?} {stop:?}: {what}");
             }
         }
         worker.ask("quiet").unwrap();
@@ -268,6 +273,22 @@ fn linger(moment: Moment) {
     let until = now() + 300_000;
     while moment == Moment::Captured && now() < until {
         std::hint::spin_loop();
+    }
+}
+
+/// What the engine itself does to copy a file leaves nothing to capture. Breaks if cloning a file makes its source dirty: then no file that the
+/// budget does not cover ever gets a cut.
+#[test]
+fn g5_copying_a_file_does_not_make_it_dirty() {
+    if !bench::root() {
+        return;
+    }
+    for kind in ["ext4", "xfs"] {
+        let (disk, demo, mut worker) = scene(kind);
+        worker.ask(&format!("write /large.bin 0 {} 7", 64 << 20)).unwrap();
+        let mut session = session(&disk, &demo, bench::policy(GateChoice::Fence));
+        let made = session.cut(&Quiet).unwrap();
+        assert_eq!(made.bytes, 0, "{kind}: {made:?}");
     }
 }
 
@@ -290,20 +311,33 @@ fn g6_the_pause_is_measured() {
         assert_eq!(made.pause.longest_stop, Duration::ZERO);
     }
     drop(idle);
-    let mut busy = session(&disk, &demo, Policy { probe: Some(linger), ..bench::policy(GateChoice::Fence) });
+    let policy = Policy { probe: Some(linger), ..bench::policy(GateChoice::Fence) };
+    let mut busy = session(&disk, &demo, policy);
     worker.ask("causal /srv/causal 2").unwrap();
-    let (mut held, mut windows) = (0, Vec::new());
-    for _ in 0..40 {
-        let Ok(made) = busy.cut(&Quiet) else { continue };
-        assert!(made.pause.window > Duration::ZERO && made.pause.window <= FENCE_MAX, "{made:?}");
-        assert!(made.pause.longest_stop <= made.pause.window + Duration::from_millis(1), "{made:?}");
+    let (mut held, mut windows, mut refused) = (0, Vec::new(), BTreeMap::<String, u32>::new());
+    for n in 0..400 {
+        // On a busy machine a writer has a core in few of the windows only.
+        if n >= 40 && held > 0 {
+            break;
+        }
+        let made = match busy.cut(&Quiet) {
+            Ok(made) => made,
+            Err(why) => {
+                *refused.entry(format!("{:#}", anyhow::Error::from(why))).or_default() += 1;
+                continue;
+            }
+        };
+        assert!(made.pause.window > Duration::ZERO && made.pause.window <= policy.fence_max, "{made:?}");
+        let slack = Duration::from_millis(1) * bench::slack();
+        assert!(made.pause.longest_stop <= made.pause.window + slack, "{made:?}");
         held += made.pause.held;
         windows.push(made.pause.window);
         std::thread::sleep(Duration::from_millis(3));
     }
     windows.sort_unstable();
     println!("{} windows, median {:?}, {held} calls held", windows.len(), windows.get(windows.len() / 2));
-    assert!(windows.len() >= 10, "the fence made {} of 40 cuts", windows.len());
+    let wanted = bench::share(10) as usize;
+    assert!(windows.len() >= wanted, "the fence made {} cuts: {refused:#?}", windows.len());
     assert!(held > 0, "the fence never held anybody");
     worker.ask("quiet").unwrap();
 }
@@ -343,11 +377,14 @@ fn t4_shared_mappings_take_the_freezer() {
     if !bench::root() {
         return;
     }
-    for kind in ["ext4", "xfs"] {
+    for kind in ["ext4", "xfs", "btrfs", "tmpfs"] {
         let (disk, demo, mut worker) = scene(kind);
+        if bench::tracker_if_allowed(&[&demo.target().unwrap()]).unwrap().is_none() {
+            continue;
+        }
         worker.ask("map /srv/map 16384").unwrap();
         worker.ask("storing /srv/map").unwrap();
-        for n in 0..8 {
+        for n in 0..bench::share(8).max(3) {
             let mut session = session(&disk, &demo, bench::policy(GateChoice::Auto));
             for _ in 0..=n % 3 {
                 let made = session.cut(&Quiet).unwrap();
@@ -393,19 +430,25 @@ fn t5_without_a_tracker_the_long_pause_is_reported() {
         let seconds = snapshot_engine::model::nanos::Nanos(5_000_000_000);
         let options = CommitOptions::default().tracker(TrackerChoice::None).max_pause(seconds);
         let wanted = request("still", options.clone());
-        let cut = Engine.cut(&wanted, &Quiet).unwrap();
-        assert_eq!(cut.pause.gate, Gate::Freezer);
+        let cut = Engine::default().cut(&wanted, &Quiet).unwrap();
+        assert_eq!((cut.pause.gate, cut.tracker), (Gate::Freezer, Some(Backend::None)));
         assert!(cut.pause.window.0 > 0 && cut.pause.longest_stop == cut.pause.window, "{:?}", cut.pause);
         println!("{kind}: {:?}", cut.pause);
         causal::judge(&wanted.frozen().join("srv/causal"), 2).unwrap();
         assert!(!demo.frozen());
         // A budget that is too small is kept, and said.
         let tiny = snapshot_engine::model::nanos::Nanos(1_000);
-        let error = Engine.cut(&request("tiny", options.max_pause(tiny)), &Quiet).unwrap_err();
+        let error = Engine::default().cut(&request("tiny", options.max_pause(tiny)), &Quiet).unwrap_err();
         assert!(!demo.frozen() && !disk.path().join("tiny/frozen").exists(), "{error}");
         worker.ask("quiet").unwrap();
         if kind == "tmpfs" {
-            let error = Engine.cut(&request("auto", CommitOptions::default()), &Quiet).unwrap_err();
+            if bench::tracker_if_allowed(&[&demo.target().unwrap()]).unwrap().is_some() {
+                let cut = Engine::default().cut(&request("auto", CommitOptions::default()), &Quiet).unwrap();
+                assert_eq!(cut.tracker, Some(Backend::Fentry));
+                continue;
+            }
+            let error =
+                Engine::default().cut(&request("auto", CommitOptions::default()), &Quiet).unwrap_err();
             let text = format!("{:#}", anyhow::Error::from(error));
             assert!(text.contains("tmpfs") && text.contains("--tracker none"), "{text}");
             assert!(!Path::new(&disk.path()).join("auto/frozen").exists());

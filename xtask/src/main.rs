@@ -8,6 +8,8 @@ mod shell;
 mod test;
 mod tidy;
 mod toolchain;
+mod torture;
+mod vm_test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -40,9 +42,18 @@ enum Task {
     },
     /// Run the tests and look for what they left behind
     Test(test::Arguments),
-    /// Run the benchmarks
+    /// Run the tests on other kernels, in QEMU
+    VmTest(vm_test::Arguments),
+    /// Run the benchmarks; `bench pause` measures the pause and makes a report of it
     Bench {
-        /// Arguments for `cargo bench`
+        /// `pause` or `peers` with their options (`bench pause --help` lists them), or arguments for `cargo bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// Cut containers while writers of every kind are at work, and check every frozen tree
+    #[command(disable_help_flag = true)]
+    Torture {
+        /// Arguments for the harness: `cargo xtask torture --help` lists them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
@@ -63,7 +74,9 @@ fn main() -> ExitCode {
         Task::Ebpf => ebpf::ebpf().map(|()| ExitCode::SUCCESS),
         Task::Run { arguments } => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::test(&arguments),
+        Task::VmTest(arguments) => vm_test::vm_test(&arguments),
         Task::Bench { arguments } => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Torture { arguments } => torture::torture(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::tidy(&names()).map(|()| ExitCode::SUCCESS),
     };
     match done {

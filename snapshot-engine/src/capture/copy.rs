@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   shadow (one thread)                     copiers (one per core)
-//!   open, statx, xattrs, probe  -- Job -->  [sync] -> clone | small: one read, one write | large: ring
+//!   open, statx, xattrs, probe  -- Job -->  [sync] -> clone | in the kernel | ring
 //!   index <- commit             <- Done --
 //! ```
 //!
@@ -10,9 +10,11 @@
 //! statx gave and never further: one that grows without end holds nobody, it is dirty again. For the same reason a short read
 //! is not an error: the file was cut meanwhile, which is an event of its own.
 //!
-//! Reads of long extents go through the ring, up to [`BUFFERS`] in flight; the writes land in the page cache from the same
-//! registered buffers by plain `pwrite`. They are not sent through the ring, because ext4 refuses non-blocking buffered
-//! writes (`ext4_buffered_write_iter`, fs/ext4/file.c), so that each would be handed to a kernel worker.
+//! What can be cloned is cloned. What is in the page cache, and all that is short, the kernel copies from there (`copy_file_range`): a ninth less
+//! processor time than by way of our memory. Only long extents that come from the disk go through the ring, up to [`BUFFERS`] reads in
+//! flight; the writes land in the page cache from the same registered buffers by plain `pwrite`. They are not sent through the ring,
+//! because ext4 refuses non-blocking buffered writes (`ext4_buffered_write_iter`, fs/ext4/file.c), so that each would be handed
+//! to a kernel worker.
 
 use std::io;
 use std::ops::Range;
@@ -23,19 +25,19 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::clone;
 use crate::kernel::beneath::{Stat, Xattrs};
 use crate::kernel::uring::{Completion, Ring};
-use crate::kernel::writeback;
+use crate::kernel::{holes, writeback};
 use crate::model::dirty::Ino;
 
-/// Bytes of one buffer, and of the largest file that is copied with one read and one write.
+/// Bytes of one buffer.
 const BUFFER: usize = 256 << 10;
 /// Buffers of each copier's ring.
 const BUFFERS: u16 = 32;
-/// Shorter extents go through one buffer, which stays in the core's cache; read-ahead serves them well enough when they are cold.
+/// Shorter extents are not worth the ring; read-ahead serves them well enough when they are cold.
 const STREAM_FROM: u64 = 4 << 20;
 /// Jobs that wait for a copier; each holds a descriptor.
 const QUEUE: usize = 256;
@@ -204,8 +206,12 @@ impl Engine {
         if self.clones && size >= clone::CLONE_FROM && job.stat.blocks > 0 {
             match rustix::fs::ioctl_ficlone(target, source) {
                 Ok(()) => {
-                    // It may have grown, or been cut, since its statx.
-                    shadow("truncate", rustix::fs::ftruncate(target, size))?;
+                    // It may have grown, or been cut, since its statx. Not without need: XFS reads the last block of a file that is set to the size
+                    // it has, and so copies what was just cloned (`xfs_setattr_size`, fs/xfs/xfs_iops.c).
+                    let stat = shadow("look at", rustix::fs::fstat(target))?;
+                    if u64::try_from(stat.st_size) != Ok(size) {
+                        shadow("truncate", rustix::fs::ftruncate(target, size))?;
+                    }
                     self.moved.fetch_add(size, Ordering::Relaxed);
                     return Ok((0, size));
                 }
@@ -215,18 +221,16 @@ impl Engine {
             }
         }
         let dense = job.stat.blocks * 512 >= size;
-        if dense && size <= BUFFER as u64 {
-            let mut bytes = 0;
-            if size > 0 {
-                bytes = self.piece(source, target, 0..size)?;
-            }
-            if bytes < size {
-                shadow("truncate", rustix::fs::ftruncate(target, size))?;
-            }
-            return Ok((bytes, 0));
+        let bytes = if dense && size < STREAM_FROM {
+            self.piece(source, target, 0..size)?
+        } else {
+            self.range(source, target, 0..size, false)?
+        };
+        if bytes < size {
+            // Holes, or it was cut meanwhile.
+            shadow("truncate", rustix::fs::ftruncate(target, size))?;
         }
-        shadow("truncate", rustix::fs::ftruncate(target, size))?;
-        Ok((self.range(source, target, 0..size, false)?, 0))
+        Ok((bytes, 0))
     }
 
     /// Copies the data of a range; where the source has a hole the target gets one too if it is not new (`punch`).
@@ -237,6 +241,9 @@ impl Engine {
         range: Range<u64>,
         punch: bool,
     ) -> Copied<u64> {
+        if holes::hidden(source) {
+            upper("write back", writeback::sync_range(source, range.clone()))?;
+        }
         let mut at = range.start;
         let mut bytes = 0;
         while at < range.end {
@@ -260,7 +267,7 @@ impl Engine {
                 Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => range.end,
                 Err(e) => return upper("seek in", Err(e)),
             };
-            bytes += if hole - data < STREAM_FROM {
+            bytes += if hole - data < STREAM_FROM || cached(source, data) && cached(source, hole - 1) {
                 self.piece(source, target, data..hole)?
             } else {
                 self.stream(source, target, data..hole)?
@@ -288,12 +295,27 @@ impl Engine {
         }
     }
 
-    /// Copies a short extent through one buffer: for so few bytes the ring would cost more than it saves.
+    /// Copies a short extent: for so few bytes the ring would cost more than it saves.
     fn piece(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>, range: Range<u64>) -> Copied<u64> {
-        if self.buffer.is_empty() {
+        let mut at = range.start;
+        // Where files can be cloned, the kernel would try that first, and write back what it clones.
+        while !self.clones && at < range.end {
+            // Not all at once: somebody watches how far it is.
+            let len = usize::try_from((range.end - at).min(STREAM_FROM)).unwrap_or(BUFFER);
+            match rustix::fs::copy_file_range(source, Some(&mut { at }), target, Some(&mut { at }), len) {
+                Ok(0) => break,
+                Ok(copied) => {
+                    at += copied as u64;
+                    self.moved.fetch_add(copied as u64, Ordering::Relaxed);
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // Between these two files it cannot; or something is wrong, and the other way tells with which of them.
+                Err(_) => break,
+            }
+        }
+        if self.buffer.is_empty() && at < range.end {
             self.buffer.resize(BUFFER, 0);
         }
-        let mut at = range.start;
         while at < range.end {
             let len = usize::try_from(range.end - at).map_or(BUFFER, |len| len.min(BUFFER));
             let read = match rustix::io::pread(source, &mut self.buffer[..len], at) {
@@ -389,6 +411,13 @@ impl Engine {
         }
         failed.map_or(Ok(bytes), Err)
     }
+}
+
+/// Whether the byte at this place can be read without waiting for the disk: so it is for most of what a container has just worked on.
+fn cached(source: BorrowedFd<'_>, at: u64) -> bool {
+    let mut byte = [0];
+    let to = &mut [io::IoSliceMut::new(&mut byte)];
+    rustix::io::preadv2(source, to, at, ReadWriteFlags::NOWAIT).is_ok()
 }
 
 /// What a read of the ring left over, copied in small steps.

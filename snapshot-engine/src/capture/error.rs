@@ -42,9 +42,18 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The upperdir has more attributes than the engine will hold in memory.
+    #[error(
+        "the upperdir has more than {limit} bytes of extended attributes and link targets; remove some in the container"
+    )]
+    TooManyAttributes {
+        /// The limit.
+        limit: usize,
+    },
     /// The tracker's tables are full.
     #[error(
-        "the tracker has no room for another inode after {watched}; it must be started with larger tables"
+        "the tracker has no room for another inode after {watched}: the container has made more files since than its tables were made for; try \
+         again, or use --tracker none with a larger --max-pause"
     )]
     TrackerFull {
         /// How many inodes the shadow knows.
@@ -63,6 +72,14 @@ pub enum Error {
     Busy {
         /// The work directory.
         dir: PathBuf,
+    },
+    /// Inode numbers are unique within a subvolume only, and the shadow knows inodes by number.
+    #[error(
+        "{path:?} in the upperdir is a btrfs subvolume of its own, which a snapshot cannot hold; move it out of the container's layer"
+    )]
+    Subvolume {
+        /// Where, relative to the upperdir's root.
+        path: PathBuf,
     },
     /// What the window handed over does not fit what the shadow has.
     #[error("the shadow is not whole at {path:?}: {what}; the snapshot is void and must be taken again")]
@@ -88,6 +105,9 @@ pub enum Error {
         /// The work directory.
         dir: PathBuf,
     },
+    /// Somebody wanted it to end.
+    #[error("it was asked to stop")]
+    Stopped,
     /// A copying thread could not be started or has died.
     #[error("the copying threads are gone")]
     Threads {

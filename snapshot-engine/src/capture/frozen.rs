@@ -32,7 +32,7 @@ use rustix::io::Errno;
 use super::copy::data_name;
 use super::index::{Body, Index, Known};
 use super::{Error, Shadow, metadata, private_dir};
-use crate::kernel::beneath::Dir;
+use crate::kernel::removal::remove_tree_at;
 use crate::model::dirty::Ino;
 use crate::model::progress::Progress;
 
@@ -50,6 +50,21 @@ pub struct Frozen {
 }
 
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// The directories, each after all that are below it, and everything that is none.
+struct Plan<'a> {
+    order: Vec<Ino>,
+    objects: Vec<(Ino, &'a Known)>,
+}
+
+impl Plan<'_> {
+    /// Bytes of the files, as their sizes say.
+    fn bytes(&self) -> u64 {
+        let files = self.objects.iter().filter(|(_, k)| k.stat.is_file());
+        // A hostile tree may have files of 8 EiB.
+        files.fold(0, |sum: u64, (_, k)| sum.saturating_add(k.stat.size))
+    }
+}
 
 /// The name of a flat object that has no data file: a link, device, FIFO or socket.
 fn object_name(ino: Ino, known: &Known) -> String {
@@ -69,32 +84,85 @@ impl Shadow {
     pub fn freeze(self, frozen: &Path, progress: &dyn Progress) -> Result<Frozen, Error> {
         let started = Instant::now();
         progress.stage("freeze");
-        let order = self.order()?;
-        if frozen.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: frozen.into() });
+        let plan = self.plan(frozen)?;
+        let (tree, entries) = self.build(&plan, self.disk.data.as_fd(), "tree")?;
+        progress.stage("sync");
+        rustix::fs::syncfs(&*self.disk.base).map_err(|e| Error::shadow("sync", &self.disk.path, e))?;
+        self.publish(tree.as_fd(), frozen)?;
+        Ok(Frozen { path: frozen.into(), entries, bytes: plan.bytes(), took: started.elapsed() })
+    }
+
+    /// Makes the same directory out of a copy of the content, and leaves the shadow as it is: for who looks at every cut of a session.
+    /// Nothing is synced: it does not outlive a loss of power.
+    ///
+    /// # Errors
+    /// As [`freeze`](Shadow::freeze).
+    pub fn replica(&self, to: &Path) -> Result<Frozen, Error> {
+        let started = Instant::now();
+        let plan = self.plan(to)?;
+        let base = self.disk.base.as_fd();
+        let clear = || {
+            ["replica", "replica-tree"].into_iter().try_for_each(|name| {
+                remove_tree_at(base, name.as_ref())
+                    .map_err(|e| Error::shadow("remove", self.disk.shadow_path(name), e))
+            })
+        };
+        clear()?;
+        let data = private_dir(base, "replica")
+            .map_err(|e| Error::shadow("make", self.disk.shadow_path("replica"), e))?;
+        for (ino, known) in &plan.objects {
+            if let Body::File { serial } = known.body {
+                let name = data_name(*ino, serial);
+                self.duplicate(data.as_fd(), &name)
+                    .map_err(|e| Error::shadow("copy", self.index.path(*ino), e))?;
+            }
         }
-        let index = &self.index;
+        let (tree, entries) = self.build(&plan, data.as_fd(), "replica-tree")?;
+        self.publish(tree.as_fd(), to)?;
+        clear()?;
+        Ok(Frozen { path: to.into(), entries, bytes: plan.bytes(), took: started.elapsed() })
+    }
+
+    /// Clones or copies a data file.
+    fn duplicate(&self, to: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        let from =
+            rustix::fs::openat(&*self.disk.data, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let to = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
+        if self.clones && rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
+            return Ok(());
+        }
+        while rustix::fs::copy_file_range(&from, None, &to, None, 1 << 30)? > 0 {}
+        Ok(())
+    }
+
+    /// What there is to build, in its order.
+    fn plan(&self, to: &Path) -> Result<Plan<'_>, Error> {
+        let order = self.order()?;
+        if to.symlink_metadata().is_ok() {
+            return Err(Error::Exists { path: to.into() });
+        }
         let inside: HashSet<Ino> = order.iter().copied().collect();
-        let objects: Vec<(Ino, &Known)> = index
-            .nodes()
+        let nodes = self.index.nodes();
+        let objects = nodes
             .filter(|(_, node)| node.links.iter().any(|(dir, _)| inside.contains(dir)))
             .filter_map(|(ino, node)| Some((ino, node.known.as_ref()?)))
             .filter(|(_, known)| known.body != Body::Directory)
             .collect();
-        self.objects(&objects)?;
+        Ok(Plan { order, objects })
+    }
 
-        let tree = private_dir(self.disk.base.as_fd(), "tree")
-            .map_err(|e| Error::shadow("make", self.disk.shadow_path("tree"), e))?;
+    /// Steps 1 and 2, in the directory `name`; `data` has the content. Returns the directory and the number of names.
+    fn build(&self, plan: &Plan<'_>, data: BorrowedFd<'_>, name: &str) -> Result<(OwnedFd, u64), Error> {
+        self.objects(data, &plan.objects)?;
+        let tree = private_dir(self.disk.base.as_fd(), name)
+            .map_err(|e| Error::shadow("make", self.disk.shadow_path(name), e))?;
         let mut placed = HashMap::new();
         let mut entries = 0;
-        for ino in &order {
-            entries += self.directory(tree.as_fd(), *ino, &mut placed)?;
+        for ino in &plan.order {
+            entries += self.directory(data, tree.as_fd(), *ino, &mut placed)?;
         }
-        progress.stage("sync");
-        rustix::fs::syncfs(&*self.disk.base).map_err(|e| Error::shadow("sync", &self.disk.path, e))?;
-        self.publish(tree.as_fd(), frozen)?;
-        let bytes = objects.iter().filter(|(_, k)| k.stat.is_file()).map(|(_, k)| k.stat.size).sum();
-        Ok(Frozen { path: frozen.into(), entries, bytes, took: started.elapsed() })
+        Ok((tree, entries))
     }
 
     /// The directories, each after all that are below it. Checks that the shape is a tree and that everything in it was read.
@@ -127,8 +195,8 @@ impl Shadow {
     }
 
     /// Step 1: everything but directories, with its metadata, flat.
-    fn objects(&self, objects: &[(Ino, &Known)]) -> Result<(), Error> {
-        let (data, index) = (self.disk.data.as_fd(), &self.index);
+    fn objects(&self, data: BorrowedFd<'_>, objects: &[(Ino, &Known)]) -> Result<(), Error> {
+        let index = &self.index;
         let share = objects.len().div_ceil(self.options.threads.max(1)).max(64);
         std::thread::scope(|scope| {
             let threads: Vec<_> = objects
@@ -150,6 +218,7 @@ impl Shadow {
     /// Step 2, one directory. Returns the number of its entries.
     fn directory(
         &self,
+        data: BorrowedFd<'_>,
         tree: BorrowedFd<'_>,
         ino: Ino,
         placed: &mut HashMap<Ino, usize>,
@@ -162,7 +231,6 @@ impl Shadow {
         let fail = |op, e: Errno| Error::shadow(op, index.path(ino), e);
         rustix::fs::mkdirat(tree, &name, Mode::RWXU).map_err(|e| fail("make the directory", e))?;
         let dir = rustix::fs::openat(tree, &name, OPEN, Mode::empty()).map_err(|e| fail("open", e))?;
-        let data = self.disk.data.as_fd();
         let mut count = 0;
         for (entry, child) in node.entries.iter().flatten() {
             count += 1;
@@ -233,57 +301,4 @@ fn object(data: BorrowedFd<'_>, index: &Index, ino: Ino, known: &Known) -> Resul
         }
     }
     metadata::put(data, &name, &known.stat, &known.xattrs, &|| index.path(ino))
-}
-
-/// Removes a directory and everything below it, whatever its depth: directories that are found are moved up to its own level
-/// first, so that one is open at a time.
-pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let top = match rustix::fs::openat(parent, name, OPEN, Mode::empty()) {
-        Ok(top) => top,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(e) => return Err(e.into()),
-    };
-    let mut serial = 0u64;
-    loop {
-        let mut any = false;
-        for (name, directory) in names(top.as_fd())? {
-            any = true;
-            if !directory {
-                rustix::fs::unlinkat(&top, &name, AtFlags::empty())?;
-                continue;
-            }
-            let dir = rustix::fs::openat(&top, &name, OPEN, Mode::empty())?;
-            for (name, directory) in names(dir.as_fd())? {
-                if directory {
-                    // Renaming a directory elsewhere needs the right to write in it (`..` changes), which root has.
-                    serial += 1;
-                    let up = format!("removed-{}-{serial}", std::process::id());
-                    rustix::fs::renameat(&dir, &name, &top, up)?;
-                } else {
-                    rustix::fs::unlinkat(&dir, &name, AtFlags::empty())?;
-                }
-            }
-            rustix::fs::unlinkat(&top, &name, AtFlags::REMOVEDIR)?;
-        }
-        if !any {
-            break;
-        }
-    }
-    Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
-}
-
-/// The names in a directory, and whether each is one itself.
-fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, bool)>> {
-    let fd: OwnedFd = rustix::fs::openat(dir, c".", OPEN, Mode::empty())?;
-    let dir = Dir::from(fd);
-    dir.entries()?
-        .into_iter()
-        .map(|entry| {
-            let directory = match entry.kind {
-                libc::DT_UNKNOWN => dir.stat(&entry.name)?.is_dir(),
-                kind => kind == libc::DT_DIR,
-            };
-            Ok((entry.name, directory))
-        })
-        .collect()
 }

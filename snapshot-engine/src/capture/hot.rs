@@ -23,6 +23,11 @@ impl Hot {
         Hot { limit, clock: 0, open: HashMap::new(), order: BTreeMap::new() }
     }
 
+    /// The most descriptors there may be.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Takes in a descriptor that was opened for reading; the least recently dirtied one makes room.
     pub(super) fn keep(&mut self, ino: Ino, fd: OwnedFd) {
         if self.limit == 0 {

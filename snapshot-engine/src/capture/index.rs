@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::links::Links;
 use crate::kernel::beneath::{Stat, Xattrs};
 use crate::model::dirty::Ino;
 
@@ -48,7 +49,7 @@ pub(super) struct Known {
 /// An inode number and everything that hangs on it.
 #[derive(Debug, Default)]
 pub(super) struct Node {
-    pub(super) links: Vec<(Ino, Arc<CStr>)>,
+    pub(super) links: Links,
     pub(super) known: Option<Known>,
     /// Of a directory that was listed.
     pub(super) entries: Option<BTreeMap<Arc<CStr>, Ino>>,
@@ -62,12 +63,23 @@ pub(super) struct Index {
     /// In no directory right now. A rename that was listed half looks like this: they have one round to turn up again.
     orphans: HashSet<Ino>,
     stale: HashSet<Ino>,
+    /// Bytes of all attributes and link targets.
+    bytes: usize,
+}
+
+/// Bytes an inode's attributes and link target take here, about.
+fn weight(known: &Known) -> usize {
+    let attributes: usize = known.xattrs.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
+    match &known.body {
+        Body::Symlink(target) => attributes + target.len(),
+        _ => attributes,
+    }
 }
 
 impl Index {
     pub(super) fn new(root: Ino) -> Index {
         let nodes = HashMap::from([(root, Node::default())]);
-        Index { nodes, root, orphans: HashSet::new(), stale: HashSet::new() }
+        Index { nodes, root, orphans: HashSet::new(), stale: HashSet::new(), bytes: 0 }
     }
 
     pub(super) fn root(&self) -> Ino {
@@ -76,6 +88,11 @@ impl Index {
 
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Bytes of all attributes and link targets, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn get(&self, ino: Ino) -> Option<&Node> {
@@ -136,7 +153,7 @@ impl Index {
             if let Some(was) = new.insert(Arc::clone(&name), ino) {
                 self.unlink(was, dir, &name);
             }
-            self.nodes.entry(ino).or_default().links.push((dir, name));
+            self.nodes.entry(ino).or_default().links.push(dir, name);
             self.orphans.remove(&ino);
             linked.push((ino, kind));
         }
@@ -151,9 +168,7 @@ impl Index {
 
     fn unlink(&mut self, ino: Ino, dir: Ino, name: &Arc<CStr>) {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
-        if let Some(at) = node.links.iter().rposition(|(d, n)| *d == dir && n == name) {
-            node.links.swap_remove(at);
-        }
+        node.links.remove(dir, name);
         if node.links.is_empty() && ino != self.root {
             self.orphans.insert(ino);
         }
@@ -169,7 +184,10 @@ impl Index {
             _ => None,
         };
         let node = self.nodes.get_mut(&ino)?;
-        match node.known.replace(known)?.body {
+        self.bytes += weight(&known);
+        let old = node.known.replace(known)?;
+        self.bytes -= weight(&old);
+        match old.body {
             Body::File { serial } if Some(serial) != new => Some(serial),
             _ => None,
         }
@@ -178,7 +196,9 @@ impl Index {
     /// Makes an inode a placeholder again; returns the serial of its data file.
     pub(super) fn forget(&mut self, ino: Ino) -> Option<u64> {
         self.forget_entries(ino);
-        match self.nodes.get_mut(&ino)?.known.take()?.body {
+        let old = self.nodes.get_mut(&ino)?.known.take()?;
+        self.bytes -= weight(&old);
+        match old.body {
             Body::File { serial } => Some(serial),
             _ => None,
         }

@@ -20,6 +20,7 @@
 //! | `walk`, `hot` | open directories and files |
 //! | `copy`, `clone` | content |
 //! | `apply` | taking in the window's residual |
+//! | `index`, `links` | the shape of the tree, and the names of its inodes |
 //! | `sweep` | the tree against the index (T6) |
 //! | `frozen`, `metadata` | building and publishing the frozen upperdir |
 
@@ -30,6 +31,7 @@ mod error;
 mod frozen;
 mod hot;
 mod index;
+mod links;
 mod metadata;
 mod rounds;
 mod sweep;
@@ -49,11 +51,13 @@ pub use frozen::Frozen;
 pub use sweep::{Change, Difference};
 
 use crate::kernel::beneath::{self, Dir, Stat};
+use crate::kernel::removal::remove_tree_at;
 use crate::model::dirty::Ino;
 pub use crate::model::residual;
 use copy::{Copier, data_name};
 use hot::Hot;
 use index::Index;
+use links::Links;
 use walk::Walker;
 
 /// The directory inside the work directory that is the shadow's alone.
@@ -64,7 +68,9 @@ const SHADOW: &str = "shadow";
 pub struct ShadowOptions {
     /// The most inodes it holds; a container that makes more is refused rather than let the engine run out of memory.
     pub max_entries: usize,
-    /// The most descriptors of recently dirtied inodes kept open for the window.
+    /// The most bytes of attributes and link targets it holds, in memory.
+    pub max_attributes: usize,
+    /// The most descriptors of recently dirtied inodes kept open for the window; fewer where the limit of open files is low.
     pub hot: usize,
     /// Threads that copy content.
     pub threads: usize,
@@ -73,13 +79,15 @@ pub struct ShadowOptions {
 impl Default for ShadowOptions {
     fn default() -> ShadowOptions {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
-        ShadowOptions { max_entries: 16 << 20, hot: 1024, threads }
+        ShadowOptions { max_entries: 16 << 20, max_attributes: 1 << 30, hot: 8192, threads }
     }
 }
 
 /// What one round did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Round {
+    /// Bytes the tracker held for dirty: its blocks (a page, or 64 KiB in files that were small), or the whole file.
+    pub dirty: u64,
     /// Inodes brought up to date.
     pub inodes: u64,
     /// Bytes copied.
@@ -108,6 +116,8 @@ pub struct Shadow {
     index: Index,
     options: ShadowOptions,
     serial: u64,
+    /// Device and inode of the upperdir. A btrfs subvolume inside it has another device.
+    identity: (u64, u64),
     same_file_system: bool,
     clones: bool,
     disk: Disk,
@@ -122,8 +132,8 @@ impl Shadow {
     /// # Errors
     /// When either directory cannot be opened, one is inside the other, or another engine uses the work directory.
     pub fn create(upper: &Path, dir: &Path, options: ShadowOptions) -> Result<Shadow, Error> {
-        raise_open_files();
-        let root = Dir::open(upper).map_err(|e| Error::upper("open", upper, e))?;
+        let hot = options.hot.min(raise_open_files() / 2);
+        let root = Dir::enclose(upper).map_err(|e| Error::upper("open", upper, e))?;
         let stat = beneath::stat_fd(root.as_fd()).map_err(|e| Error::upper("look at", upper, e))?;
         let disk = Disk::create(upper, dir)?;
         let place = beneath::stat_fd(disk.data.as_fd()).map_err(|e| Error::shadow("look at", dir, e))?;
@@ -135,15 +145,22 @@ impl Shadow {
         let ino = Ino(stat.ino);
         Ok(Shadow {
             copier,
-            hot: Hot::new(options.hot),
+            hot: Hot::new(hot),
             walker: Walker::new(root, ino),
             index: Index::new(ino),
             options,
             serial: 0,
+            identity: (stat.dev, stat.ino),
             same_file_system,
             clones,
             disk,
         })
+    }
+
+    /// Device and inode number of the upperdir's root, as it was opened.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
     }
 
     /// Whether the work directory is on the upper's file system.
@@ -199,11 +216,22 @@ impl Shadow {
         }
     }
 
+    /// Makes all inodes ready, if there are descriptors for them all: for a container that works on more of them than a few rounds show.
+    pub fn warm_all(&mut self) {
+        if self.index.len() > self.hot.limit() {
+            return;
+        }
+        let all: Vec<Ino> = self.index.nodes().map(|(ino, _)| ino).collect();
+        for ino in all {
+            self.warm(ino);
+        }
+    }
+
     /// The directories that name an inode: none for one that has lost its last name, or that was never seen under one.
     #[must_use]
     pub fn parents(&self, ino: Ino) -> Vec<Ino> {
-        let links = self.index.get(ino).map(|node| node.links.as_slice()).unwrap_or_default();
-        links.iter().map(|(directory, _)| *directory).collect()
+        let links = self.index.get(ino).map(|node| &node.links);
+        links.into_iter().flat_map(Links::iter).map(|(directory, _)| *directory).collect()
     }
 
     /// What the shadow recorded of an inode.
@@ -274,7 +302,7 @@ impl Disk {
             Err(e) => return Err(fail("lock", e.into())),
         }
         let path = real.join(SHADOW);
-        frozen::remove_tree(work.as_fd(), SHADOW).map_err(|e| Error::shadow("remove", &path, e))?;
+        remove_tree_at(work.as_fd(), SHADOW.as_ref()).map_err(|e| Error::shadow("remove", &path, e))?;
         let base = Arc::new(private_dir(work.as_fd(), SHADOW).map_err(|e| Error::shadow("make", &path, e))?);
         let data = private_dir(base.as_fd(), "data").map_err(|e| Error::shadow("make", path.join("data"), e));
         // From here on `Drop` cleans up.
@@ -310,21 +338,24 @@ fn private_dir(parent: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = frozen::remove_tree(self.work.as_fd(), SHADOW) {
+        if let Err(error) = remove_tree_at(self.work.as_fd(), SHADOW.as_ref()) {
             tracing::warn!(path = %self.path.display(), %error, "the shadow could not be removed; the next snapshot with this work directory does it");
         }
     }
 }
 
-/// The hot descriptors, the open directories and the files being copied add up to more than the usual 1024.
-fn raise_open_files() {
+/// The hot descriptors, the open directories and the files being copied add up to more than the usual 1024. Returns how many there may be.
+fn raise_open_files() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(65536, |maximum| maximum.min(65536));
-    if limit.current.is_some_and(|current| current < wanted) {
+    let current = limit.current.unwrap_or(wanted);
+    if current < wanted {
         let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            tracing::debug!(%error, "the limit of open files stays as it is");
+        match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => return usize::try_from(wanted).unwrap_or(usize::MAX),
+            Err(error) => tracing::debug!(%error, "the limit of open files stays as it is"),
         }
     }
+    usize::try_from(current).unwrap_or(usize::MAX)
 }

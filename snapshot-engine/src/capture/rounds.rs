@@ -58,6 +58,11 @@ fn all_of(ino: Ino) -> Dirty {
     Dirty { ino, meta: true, whole: true, direct: false, tail: None, ranges: Vec::new() }
 }
 
+/// Between two inodes: a large tree takes minutes, and who wants us to stop does not wait for that.
+fn go_on(progress: &dyn Progress) -> Result<(), Error> {
+    if progress.stopped() { Err(Error::Stopped) } else { Ok(()) }
+}
+
 /// The state of one round.
 #[derive(Default)]
 struct Work {
@@ -67,6 +72,8 @@ struct Work {
     /// The directories listed in (i).
     listed: HashSet<Ino>,
     lists: Vec<Ino>,
+    /// The directories that were to be listed and could not be found. Should one turn up again, its names are still to be read.
+    unlisted: HashSet<Ino>,
     /// What waits for the next round.
     late: HashMap<Ino, Dirty>,
     /// Jobs handed to the copiers and not back yet.
@@ -128,6 +135,7 @@ impl Shadow {
     ) -> Result<Round, Error> {
         let started = Instant::now();
         for dirty in taken {
+            work.round.dirty += self.dirty_bytes(&dirty);
             work.want(dirty);
         }
         let result = self.steps(&mut work, watch, progress);
@@ -147,6 +155,16 @@ impl Shadow {
         Ok(work.round)
     }
 
+    /// How many bytes of content a taken inode may have changed, as far as its size is known.
+    fn dirty_bytes(&self, dirty: &Dirty) -> u64 {
+        let size = self.index.known(dirty.ino).map_or(0, |known| known.stat.size);
+        if dirty.whole {
+            return size;
+        }
+        let tail = dirty.tail.map_or(0, |from| size.saturating_sub(from));
+        tail + dirty.ranges.iter().map(|r| r.end - r.start).sum::<u64>()
+    }
+
     fn steps(
         &mut self,
         work: &mut Work,
@@ -164,17 +182,21 @@ impl Shadow {
             .filter(|ino| self.index.get(*ino).is_some_and(|n| n.known.is_none() || n.entries.is_some()))
             .collect();
         stack.reverse();
-        let mut bytes = 0;
+        let mut bytes = 0u64;
         while let Some(ino) = stack.pop() {
             if work.listed.contains(&ino) {
                 continue;
             }
-            let Some((dir, linked)) = self.list(ino)? else { continue };
+            go_on(progress)?;
+            let Some((dir, linked)) = self.list(ino)? else {
+                work.unlisted.insert(ino);
+                continue;
+            };
             work.listed.insert(ino);
             work.lists.push(ino);
             for (ino, kind) in linked {
                 let (new, size, kind) = self.meet(&dir, ino, kind, watch)?;
-                bytes += size;
+                bytes = bytes.saturating_add(size);
                 work.want(if new { all_of(ino) } else { Dirty { whole: false, ..all_of(ino) } });
                 if new && kind == libc::DT_DIR {
                     stack.push(ino);
@@ -189,8 +211,9 @@ impl Shadow {
         // (iii)
         for ino in std::mem::take(&mut work.lists) {
             let Some((dir, linked)) = self.list(ino)? else {
-                // Gone, or no directory any more.
+                // Gone, moved, or no directory any more.
                 work.listed.remove(&ino);
+                work.unlisted.insert(ino);
                 continue;
             };
             for (ino, kind) in linked {
@@ -211,6 +234,7 @@ impl Shadow {
                 self.commit(work, done)?;
             }
             progress.advance(self.copier.moved());
+            go_on(progress)?;
         }
         Ok(())
     }
@@ -248,6 +272,12 @@ impl Shadow {
         watch: &mut dyn Watch,
     ) -> Result<(bool, u64, u8), Error> {
         let Some(node) = self.index.get(ino) else { return Ok((false, 0, kind)) };
+        // A listing gives a btrfs subvolume the number of its tree, which any inode here may have.
+        let device = self.identity.0;
+        let elsewhere = |name: &std::ffi::CStr| dir.stat(name).is_ok_and(|stat| stat.dev != device);
+        if kind == libc::DT_DIR && node.links.iter().any(|(_, name)| elsewhere(name)) {
+            return Err(Error::Subvolume { path: self.index.path(ino) });
+        }
         let mut size = 0;
         if (kind == libc::DT_UNKNOWN || (kind == libc::DT_REG && node.known.is_none()))
             && let Some((_, name)) = node.links.last()
@@ -288,14 +318,21 @@ impl Shadow {
             }
             Err(e) => return Err(fail(self, "open", e)),
         };
+        if stat.dev != self.identity.0 {
+            return Err(Error::Subvolume { path: self.index.path(ino) });
+        }
         let known = self.index.known(ino);
         let same = known.is_some_and(|known| known.is(&stat));
         let fresh = !same || dirty.whole;
-        if stat.is_dir()
-            && (!work.listed.contains(&ino)
-                && (!same || self.index.get(ino).is_none_or(|n| n.entries.is_none())))
-        {
-            // It became one after (i), or is another one: its entries are still to be listed and watched.
+        let unread = !same || self.index.get(ino).is_none_or(|n| n.entries.is_none());
+        if stat.is_dir() && !work.listed.contains(&ino) && (unread || work.unlisted.contains(&ino)) {
+            // It became one after (i), is another one, or one above it was renamed so that it was not found: its entries are still to be listed
+            // and watched.
+            if known.is_some_and(|known| known.body != Body::Directory) {
+                // A directory with the number and the name that a file had before: no listing brings it as new, and only a placeholder or a directory
+                // is listed.
+                self.forget(ino)?;
+            }
             work.late.insert(ino, all_of(ino));
             return Ok(());
         }
@@ -403,10 +440,11 @@ impl Shadow {
 
     /// Takes what was read of an inode into the index and removes the data file it replaces.
     pub(super) fn know(&mut self, ino: Ino, known: Known) -> Result<(), Error> {
-        match self.index.set_known(ino, known) {
-            Some(serial) => self.discard(ino, serial),
-            None => Ok(()),
+        if let Some(serial) = self.index.set_known(ino, known) {
+            self.discard(ino, serial)?;
         }
+        let limit = self.options.max_attributes;
+        if self.index.bytes() > limit { Err(Error::TooManyAttributes { limit }) } else { Ok(()) }
     }
 
     /// Makes an inode a placeholder again.

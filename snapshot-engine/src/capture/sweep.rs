@@ -6,10 +6,6 @@
 //!
 //! It is a net, not a proof: before Linux 6.13 (multigrain time stamps) two changes within one timer tick have one change time.
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-
 use super::index::Known;
 use super::walk::moved;
 use super::{Error, Shadow};
@@ -42,8 +38,8 @@ pub enum Change {
 pub struct Difference {
     /// The inode as the shadow knows it.
     pub ino: Ino,
-    /// Where, relative to the root.
-    pub path: PathBuf,
+    /// The directory it was found in; none for the root.
+    pub parent: Option<Ino>,
     /// The live inode's change time; that of the directory when the name is gone.
     pub ctime: (i64, u32),
     /// What differs.
@@ -51,17 +47,6 @@ pub struct Difference {
 }
 
 impl Shadow {
-    /// The directory a difference was found in.
-    #[must_use]
-    pub fn parent(&self, difference: &Difference) -> Option<Ino> {
-        let mut ino = self.index.root();
-        for part in difference.path.parent()?.components() {
-            let name = CString::new(part.as_os_str().as_bytes()).ok()?;
-            ino = *self.index.get(ino)?.entries.as_ref()?.get(name.as_c_str())?;
-        }
-        Some(ino)
-    }
-
     /// Compares every name the shadow has with the live tree. New names show as a difference of their directory.
     ///
     /// # Errors
@@ -73,7 +58,7 @@ impl Shadow {
         // A circle of half-listed renames is walked once.
         let mut seen = std::collections::HashSet::from([root]);
         match self.walker.locate(&self.index, root) {
-            Ok((_, stat)) => self.compare(root, &stat, &mut found),
+            Ok((_, stat)) => self.compare(root, None, &stat, &mut found),
             Err(e) => return Err(Error::upper("look at", ".", e)),
         }
         while let Some(ino) = stack.pop() {
@@ -85,15 +70,10 @@ impl Shadow {
             };
             for (name, child) in self.index.get(ino).and_then(|n| n.entries.as_ref()).into_iter().flatten() {
                 match dir.stat(name) {
-                    Ok(stat) => self.compare(*child, &stat, &mut found),
+                    Ok(stat) => self.compare(*child, Some(ino), &stat, &mut found),
                     Err(e) if moved(&e) => {
                         let ctime = self.index.known(ino).map_or((0, 0), |known| known.stat.ctime);
-                        found.push(Difference {
-                            ino: *child,
-                            path: self.index.path(*child),
-                            ctime,
-                            what: Change::Gone,
-                        });
+                        found.push(Difference { ino: *child, parent: Some(ino), ctime, what: Change::Gone });
                     }
                     Err(e) => return Err(Error::upper("look at", self.index.path(*child), e)),
                 }
@@ -105,13 +85,13 @@ impl Shadow {
         Ok(found)
     }
 
-    fn compare(&self, ino: Ino, live: &Stat, found: &mut Vec<Difference>) {
+    fn compare(&self, ino: Ino, parent: Option<Ino>, live: &Stat, found: &mut Vec<Difference>) {
         let what = match self.index.known(ino) {
             None => Some(Change::Unread),
             Some(known) => difference(known, live),
         };
         if let Some(what) = what {
-            found.push(Difference { ino, path: self.index.path(ino), ctime: live.ctime, what });
+            found.push(Difference { ino, parent, ctime: live.ctime, what });
         }
     }
 }

@@ -111,9 +111,7 @@ impl Walker {
             return Ok((fd, stat));
         }
         let mut last = stale();
-        for (parent, name) in
-            index.get(ino).map(|node| node.links.as_slice()).unwrap_or_default().iter().rev()
-        {
+        for (parent, name) in index.get(ino).into_iter().flat_map(|node| node.links.iter().rev()) {
             match self.dir(index, *parent).and_then(|dir| dir.open_path(name)) {
                 Ok(fd) => {
                     let stat = beneath::stat_fd(fd.as_fd())?;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! none:     | chunk, padded to 4 KiB | chunk, padded | ...   offset == slot: the kernel's EROFS can read it in place
-//! lz4/zstd: | chunk | chunk | ...                            back to back; slots count the uncompressed bytes
-//! then:     | chunk information | header |
+//! packed:   | chunk | chunk | ...                            back to back; slots count the uncompressed bytes
+//! then what `rafs::blob` says
 //! ```
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use crate::model::chunk::{
     BLOCK, Blob, BlobId, BlobIndex, ChunkDigest, ChunkInfo, ChunkRef, Compressor, Format, MAX_CHUNKS_PER_BLOB,
 };
-use crate::rafs::blob::tail as tail_of;
+use crate::rafs::blob::Ending;
 
 use super::ChunkError;
 
@@ -61,35 +61,65 @@ impl Placer {
         }
         let index = self.chunks.len() as u32;
         let stored = data.len() as u32;
-        self.chunks.push(ChunkInfo { digest, size, stored, offset: self.offset, slot: self.slot });
+        self.chunks.push(ChunkInfo { digest, index, size, stored, offset: self.offset, slot: self.slot });
         self.sha.update(data);
         self.offset += u64::from(stored);
         self.slot += u64::from(size).next_multiple_of(BLOCK);
         let padding = match self.format.compressor {
             Compressor::None => &ZEROS[..(self.slot - self.offset) as usize],
-            Compressor::Lz4Block | Compressor::Zstd => &[],
+            Compressor::Lz4Block | Compressor::Gzip | Compressor::Zstd(_) => &[],
         };
         self.sha.update(padding);
         self.offset += padding.len() as u64;
         Ok((ChunkRef { blob: self.own, index }, padding))
     }
 
-    /// The tail and the finished description; `None` when no chunk was placed.
-    pub(super) fn finish(mut self) -> Option<(Vec<u8>, Blob)> {
+    /// The blob with all its chunks, to be finished; `None` when no chunk was placed.
+    pub(super) fn close(self, file: BlobFile) -> Option<OpenBlob> {
         if self.chunks.is_empty() {
             return None;
         }
-        let tail = tail_of(&self.chunks, self.offset);
-        self.sha.update(&tail);
-        let blob = Blob {
-            id: BlobId(self.sha.finalize().into()),
-            format: self.format,
-            data_size: self.offset,
-            file_size: self.offset + tail.len() as u64,
-            uncompressed_size: self.slot,
-            chunks: self.chunks,
-        };
-        Some((tail, blob))
+        let ending = Ending::new(self.format, self.chunks, self.offset, self.slot, &self.sha);
+        Some(OpenBlob { file, data_size: self.offset, sha: self.sha, ending })
+    }
+}
+
+/// A blob with all its chunks in a file that has no name yet; removed unless it is finished.
+#[derive(Debug)]
+pub struct OpenBlob {
+    file: BlobFile,
+    data_size: u64,
+    sha: Sha256,
+    ending: Ending,
+}
+
+impl OpenBlob {
+    /// The blob as a bootstrap inside it has to describe it: without an id.
+    #[must_use]
+    pub fn unfinished(&self) -> Blob {
+        self.ending.unfinished()
+    }
+
+    /// Puts the bootstrap inside.
+    ///
+    /// # Errors
+    /// When it cannot be compressed.
+    pub fn add_bootstrap(&mut self, bootstrap: &[u8]) -> Result<(), ChunkError> {
+        self.ending.add_bootstrap(bootstrap).map_err(ChunkError::Compress)
+    }
+
+    /// Writes what belongs behind the chunks and gives the file its name, durably if `sync` is set.
+    ///
+    /// # Errors
+    /// When the file cannot be written; then nothing is left of it.
+    pub fn finish(self, sync: bool) -> Result<(Blob, PathBuf), ChunkError> {
+        let OpenBlob { file, data_size, mut sha, ending } = self;
+        let (tail, mut blob) = ending.finish();
+        sha.update(&tail);
+        blob.id = BlobId(sha.finalize().into());
+        file.write(&mut [IoSlice::new(&tail)], data_size)?;
+        let path = file.keep(&blob, sync)?;
+        Ok((blob, path))
     }
 }
 
@@ -166,10 +196,12 @@ mod tests {
         let (name, padding) = placer.place(ChunkDigest([1; 32]), 5, b"hello")?;
         assert_eq!((name, padding.len()), (ChunkRef { blob: BlobIndex(3), index: 0 }, 4091));
         placer.place(ChunkDigest([2; 32]), 4096, &[7; 4096])?;
-        let (tail, blob) = placer.finish().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let open = placer.close(BlobFile::create(dir.path())?).unwrap();
+        let (blob, path) = open.finish(false)?;
         assert!(blob.chunks.iter().all(|c| c.offset == c.slot));
-        assert_eq!((blob.uncompressed_size, blob.data_size), (8192, 8192));
-        assert_eq!(blob.file_size, 8192 + tail.len() as u64);
+        assert_eq!((blob.uncompressed_size, blob.data_end), (8192, 8192));
+        assert_eq!(path.metadata().unwrap().len(), blob.file_size);
         Ok(())
     }
 

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::kernel::beneath::Dir;
-use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
+use crate::kernel::descent::Places;
+use crate::model::chunk::{BlobIndex, ChunkRef, Format};
 
 use super::ChunkError;
-use super::blob::{BlobFile, Known, Placer};
+use super::blob::{BlobFile, Known, OpenBlob, Placer};
 use super::plan::{Plan, large_buffers};
 use super::worker;
 
 /// A regular file to read, as the walk saw it.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Which directory it is in, an index into [`Job::dirs`].
+    /// Which directory it is in, a number of [`Job::dirs`].
     pub dir: usize,
     /// Its name there.
     pub name: CString,
@@ -33,8 +34,8 @@ pub struct Source {
 pub struct Job<'a> {
     /// The root of the tree.
     pub root: &'a Dir,
-    /// Directories by their path from the root; `.` for the root.
-    pub dirs: &'a [CString],
+    /// Its directories.
+    pub dirs: &'a Places,
     /// Files in tree order.
     pub files: &'a [Source],
     /// How to make chunks.
@@ -47,15 +48,13 @@ pub struct Job<'a> {
     pub blob_dir: &'a Path,
     /// How many workers; 0 for one per CPU.
     pub workers: usize,
-    /// Whether the blob must survive a crash once this returns.
-    pub sync: bool,
 }
 
 /// What came of it.
 #[derive(Debug)]
 pub struct Converted {
-    /// The blob and its file; `None` if every chunk was known already.
-    pub blob: Option<(Blob, PathBuf)>,
+    /// The blob, to be finished; `None` if every chunk was known already.
+    pub blob: Option<OpenBlob>,
     /// The chunks of each file of the job.
     pub contents: Vec<Vec<ChunkRef>>,
     /// Raw bytes that were found again and not stored a second time.
@@ -120,8 +119,7 @@ impl Shared<'_> {
     /// The path of a file for messages.
     pub(super) fn path(&self, file: usize) -> PathBuf {
         let Some(source) = self.job.files.get(file) else { return PathBuf::new() };
-        let dir = self.job.dirs.get(source.dir).map_or(&b""[..], |d| d.to_bytes());
-        Path::new(std::ffi::OsStr::from_bytes(dir)).join(std::ffi::OsStr::from_bytes(source.name.to_bytes()))
+        self.job.dirs.path(source.dir).join(std::ffi::OsStr::from_bytes(source.name.to_bytes()))
     }
 }
 
@@ -178,14 +176,7 @@ pub fn convert(mut job: Job<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Conv
     }
     let Ordered { placer, contents } = shared.ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
     let saved = placer.saved;
-    let blob = match placer.finish() {
-        None => None,
-        Some((tail, blob)) => {
-            shared.file.write(&mut [std::io::IoSlice::new(&tail)], blob.data_size)?;
-            let path = shared.file.keep(&blob, shared.job.sync)?;
-            Some((blob, path))
-        }
-    };
+    let blob = placer.close(shared.file);
     Ok(Converted { blob, contents, saved })
 }
 

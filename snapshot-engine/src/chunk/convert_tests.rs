@@ -2,7 +2,14 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use crate::model::chunk::{ChunkSize, Compressor, Digester};
+use crate::model::chunk::{Blob, ChunkSize, Compressor, Digester};
+
+/// What came of it, with the blob finished.
+struct Done {
+    blob: Option<(Blob, PathBuf)>,
+    contents: Vec<Vec<ChunkRef>>,
+    saved: u64,
+}
 
 struct Fixture {
     tree: tempfile::TempDir,
@@ -31,20 +38,20 @@ fn source(tree: &Path, name: &str) -> Source {
 }
 
 impl Fixture {
-    fn convert(&self, format: Format, workers: usize, known: Known) -> Result<Converted, ChunkError> {
+    fn convert(&self, format: Format, workers: usize, known: Known) -> Result<Done, ChunkError> {
         let root = Dir::open(self.tree.path()).unwrap();
         let job = Job {
             root: &root,
-            dirs: &[c".".to_owned()],
+            dirs: &Places::default(),
             files: &self.files,
             format,
             known,
             own: BlobIndex(0),
             blob_dir: self.blobs.path(),
             workers,
-            sync: false,
         };
-        convert(job, &|_| {})
+        let Converted { blob, contents, saved } = convert(job, &|_| {})?;
+        Ok(Done { blob: blob.map(|b| b.finish(false)).transpose()?, contents, saved })
     }
 
     fn left(&self) -> usize {
@@ -59,10 +66,10 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
 }
 
 fn format(compressor: Compressor, digester: Digester) -> Format {
-    Format { compressor, digester, chunk_size: ChunkSize::new(64 << 10).unwrap() }
+    Format { compressor, digester, chunk_size: ChunkSize::new(64 << 10).unwrap(), ..Format::default() }
 }
 
-fn content(converted: &Converted, file: usize) -> Vec<u8> {
+fn content(converted: &Done, file: usize) -> Vec<u8> {
     let (blob, path) = converted.blob.as_ref().unwrap();
     let bytes = std::fs::read(path).unwrap();
     let mut out = Vec::new();
@@ -71,7 +78,7 @@ fn content(converted: &Converted, file: usize) -> Vec<u8> {
         let stored = &bytes[info.offset as usize..][..info.stored as usize];
         if !info.is_compressed() {
             out.extend_from_slice(stored);
-        } else if blob.format.compressor == Compressor::Zstd {
+        } else if blob.format.compressor == Compressor::zstd() {
             out.extend(zstd::bulk::decompress(stored, info.size as usize).unwrap());
         } else {
             out.extend(lz4_flex::block::decompress(stored, info.size as usize).unwrap());
@@ -91,7 +98,7 @@ fn files_come_back_and_the_blob_does_not_depend_on_the_workers() {
     files.push(("empty".into(), Vec::new()));
     let named: Vec<(&str, Vec<u8>)> = files.iter().map(|(n, d)| (n.as_str(), d.clone())).collect();
     let fixture = fixture(&named);
-    for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
+    for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::zstd()] {
         for digester in [Digester::Blake3, Digester::Sha256] {
             let mut ids = Vec::new();
             for workers in [1, 2, 5] {
@@ -141,7 +148,7 @@ fn a_changed_file_is_named_and_nothing_is_left_behind() {
     for lie in [4999u64, 5001] {
         let mut fixture = fixture(&[("a", noise(1, 5000)), ("b", noise(2, 100))]);
         fixture.files[0].size = lie;
-        let error = fixture.convert(Format::default(), 2, Known::new()).unwrap_err();
+        let error = fixture.convert(Format::default(), 2, Known::new()).err().unwrap();
         assert!(matches!(&error, ChunkError::Changed { path, .. } if path.ends_with("a")), "{error:?}");
         assert_eq!(fixture.left(), 0);
     }

@@ -7,8 +7,10 @@ use std::sync::PoisonError;
 
 use rustix::fs::SeekFrom;
 
-use crate::kernel::beneath::{Dir, stat_fd};
+use crate::kernel::beneath::stat_fd;
+use crate::kernel::descent::Opener;
 use crate::kernel::uring::{Buf, Ring};
+use crate::kernel::{holes, writeback};
 use crate::model::chunk::{ChunkDigest, ChunkRef};
 
 use super::ChunkError;
@@ -41,7 +43,7 @@ struct Worker<'a, 'b> {
     zeros: Vec<u8>,
     /// Digests of runs of zeros: a sparse file has many chunks and two lengths.
     zero_digests: HashMap<usize, ChunkDigest>,
-    dir: Option<(usize, Dir)>,
+    opener: Opener<'a>,
     scratch: Vec<u8>,
 }
 
@@ -55,7 +57,7 @@ pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
         encoder: Encoder::new(format.compressor).map_err(ChunkError::Compress)?,
         zeros: Vec::new(),
         zero_digests: HashMap::new(),
-        dir: None,
+        opener: Opener::new(shared.job.root),
         scratch: Vec::new(),
     };
     let mut units = Vec::with_capacity(BATCH_CHUNKS);
@@ -125,13 +127,8 @@ impl Worker<'_, '_> {
     fn open(&mut self, file: usize) -> Result<OwnedFd, ChunkError> {
         let source = &self.shared.job.files[file];
         let failed = |source| ChunkError::Read { path: self.shared.path(file), source };
-        let dir = match &self.dir {
-            Some((index, dir)) if *index == source.dir => dir,
-            _ => {
-                let dir = self.shared.job.root.open_dir(&self.shared.job.dirs[source.dir]).map_err(failed)?;
-                &self.dir.insert((source.dir, dir)).1
-            }
-        };
+        let way = self.opener.way(self.shared.job.dirs, source.dir);
+        let dir = self.opener.open(way).map_err(failed)?;
         let fd = dir.open_file(&source.name).map_err(failed)?;
         let stat = stat_fd(fd.as_fd()).map_err(failed)?;
         let changed = |what| Err(ChunkError::Changed { path: self.shared.path(file), what });
@@ -283,11 +280,14 @@ impl Holes {
     fn covers(&mut self, fd: &OwnedFd, unit: &Unit) -> io::Result<bool> {
         let end = unit.offset + unit.len as u64;
         if self.data < end {
+            // A lower layer may have been unpacked a moment ago; a frozen upperdir is on the disk already.
+            if self.data == 0 && holes::hidden(fd.as_fd()) {
+                writeback::sync_range(fd.as_fd(), unit.offset..i64::MAX as u64)?;
+            }
             self.data = match rustix::fs::seek(fd, SeekFrom::Data(unit.offset)) {
                 Ok(data) => data,
                 // No data up to the end.
                 Err(rustix::io::Errno::NXIO) => u64::MAX,
-                // The file system cannot tell: all is data.
                 Err(rustix::io::Errno::INVAL) => unit.offset,
                 Err(e) => return Err(e.into()),
             };

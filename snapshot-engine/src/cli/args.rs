@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use snapshot_engine::model::base::KnownImage;
+use snapshot_engine::model::format::{BlobLayout, Compressor, Digester};
 use snapshot_engine::model::nanos::Nanos;
-use snapshot_engine::model::options::{
-    CommitOptions, Compressor, Digest, GateChoice, TrackerChoice, parse_size,
-};
+use snapshot_engine::model::options::{CommitOptions, GateChoice, TrackerChoice, parse_size};
 use snapshot_engine::model::reference::ContainerRef;
 use snapshot_engine::model::target::ImageTarget;
+
+use super::runtimes::Runtimes;
 
 /// Snapshots of running containers, cut in microseconds.
 #[derive(Debug, Parser)]
@@ -53,11 +55,12 @@ impl Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make an image of a running container without stopping it
+    /// Make an image of a container, running, paused or stopped, without stopping it
     ///
     /// The command returns once the frozen upperdir is durable; a background process makes the image. `status` and `list` show how far it is.
     #[command(after_help = "Examples:\n  \
         snapshot-engine seamless-commit --container web --target oci:/var/lib/images:web-1\n  \
+        snapshot-engine seamless-commit --container docker://web --target oci:/var/lib/images:web-2\n  \
         snapshot-engine seamless-commit --pid 4711 --target oci:images:db --wait --compressor none\n  \
         snapshot-engine seamless-commit --container db --target oci:images:db --gate fence --max-pause 100us --output json")]
     SeamlessCommit(SeamlessCommit),
@@ -66,6 +69,14 @@ pub(crate) enum Command {
         snapshot-engine commit web oci:/var/lib/images:web-1\n  \
         snapshot-engine commit pid:4711 oci:images:db --wait")]
     Commit(Commit),
+    /// List the containers of all runtimes, and what a snapshot of each would be like
+    ///
+    /// Nobody is held. The gate is what --gate auto comes to, with the reason; a container that cannot be snapshotted is listed with the reason for that.
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine ps\n  \
+        snapshot-engine ps --all --rate\n  \
+        snapshot-engine ps --rate=5s --output json")]
+    Ps(super::ps::Ps),
     /// Show how far a snapshot is
     #[command(after_help = "Examples:\n  \
         snapshot-engine status snapshot-1752857512540089368\n  \
@@ -96,6 +107,12 @@ pub(crate) enum Command {
         snapshot-engine stats\n  \
         snapshot-engine stats --output json")]
     Stats(Place),
+    /// Look into images: check, show, compare, unpack, export, mount
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine image check oci:/var/lib/images:web-1\n  \
+        snapshot-engine image inspect /var/lib/images --files\n  \
+        snapshot-engine image diff /var/lib/images:web-1 /var/lib/images:web-2")]
+    Image(super::image::Images),
     /// Containers to try things on, and the whole engine at work on them
     #[command(after_help = "Examples:\n  \
         snapshot-engine demo run\n  \
@@ -103,6 +120,11 @@ pub(crate) enum Command {
         snapshot-engine demo ticks web\n  \
         snapshot-engine demo stop web")]
     Demo(super::demo::Demos),
+    /// Measure what a container feels
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine bench pause --container web\n  \
+        snapshot-engine bench pause --container web --html pause.html")]
+    Bench(super::bench::Benches),
     /// Print the completions of a shell
     #[command(after_help = "Examples:\n  \
         snapshot-engine completions bash > /etc/bash_completion.d/snapshot-engine\n  \
@@ -161,7 +183,7 @@ pub(crate) struct Man {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("who").required(true).args(["container", "pid"]))]
 pub(crate) struct SeamlessCommit {
-    /// The container: its name or id
+    /// The container: its name, id or a beginning of the id, at any runtime or at one (docker://, podman://, cri://, containerd://, crun://, runc://)
     #[arg(long, value_name = "CONTAINER")]
     container: Option<ContainerRef>,
     /// Any process of the container, instead of --container
@@ -176,7 +198,7 @@ pub(crate) struct SeamlessCommit {
 
 #[derive(Debug, Args)]
 pub(crate) struct Commit {
-    /// The container: its name or id, or pid:N for any process of it
+    /// The container: its name, id or a beginning of the id, at any runtime or at one (docker://NAME), or pid:N for any process of it
     #[arg(value_name = "CONTAINER")]
     container: ContainerRef,
     /// Where the image goes: oci:DIR:TAG, an OCI image layout
@@ -193,6 +215,7 @@ pub(crate) struct Wanted {
     pub(crate) target: ImageTarget,
     pub(crate) wait: bool,
     pub(crate) options: CommitOptions,
+    pub(crate) runtimes: Runtimes,
 }
 
 impl From<SeamlessCommit> for Wanted {
@@ -216,18 +239,34 @@ pub(crate) struct How {
     wait: bool,
     #[command(flatten)]
     place: Place,
-    /// RAFS version of the image
-    #[arg(long, value_name = "6", default_value_t = 6)]
+    #[command(flatten)]
+    runtimes: Runtimes,
+    /// RAFS version of the image: 6, or 5 for readers of old
+    #[arg(long, value_name = "5|6", default_value_t = 6)]
     fs_version: u32,
-    /// How chunks are compressed: none, lz4_block, zstd
+    /// How chunks are compressed: none, lz4_block, gzip, zstd, or zstd:LEVEL with a level from 1 to 22
     #[arg(long, value_name = "KIND", default_value_t = Compressor::Lz4Block)]
     compressor: Compressor,
     /// How chunks are named: blake3, sha256
-    #[arg(long, value_name = "KIND", default_value_t = Digest::Blake3)]
-    digest: Digest,
+    #[arg(long, value_name = "KIND", default_value_t = Digester::Blake3)]
+    digest: Digester,
     /// Size of a chunk: a power of two from 4KiB to 16MiB
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_size)]
     chunk_size: u64,
+    /// What blobs have besides chunks: plain, toc (nydusd can verify its data), inline (the bootstrap too), inline_toc (both, as
+    /// nydusify pushes them)
+    #[arg(long, value_name = "LAYOUT", default_value_t = BlobLayout::Plain)]
+    blob_layout: BlobLayout,
+    /// A path in the image that is fetched first when it is mounted, a directory with all below it; may be given more than once
+    #[arg(long, value_name = "PATH")]
+    prefetch: Vec<PathBuf>,
+    /// The image of what is below the container's own layer, so that only that layer is read: bootstrap=FILE[,blobs=DIR]
+    #[arg(long, value_name = "IMAGE")]
+    parent: Option<KnownImage>,
+    /// An image whose chunks are referred to and not stored again, such as an earlier snapshot: bootstrap=FILE[,blobs=DIR]; may be given
+    /// more than once
+    #[arg(long, value_name = "IMAGE")]
+    chunk_dict: Vec<KnownImage>,
     /// What may hold writers back during the cut: auto, none, fence, freezer
     #[arg(long, value_name = "GATE", default_value_t = GateChoice::Auto)]
     gate: GateChoice,
@@ -266,6 +305,10 @@ impl How {
             compressor: self.compressor,
             digest: self.digest,
             chunk_size: self.chunk_size,
+            blob_layout: self.blob_layout,
+            prefetch: self.prefetch,
+            parent: self.parent,
+            chunk_dict: self.chunk_dict,
             gate: self.gate,
             tracker: self.tracker,
             max_pause: self.max_pause,
@@ -276,6 +319,6 @@ impl How {
             message: self.message,
             author: self.author,
         };
-        Wanted { container, target, wait: self.wait, options }
+        Wanted { container, target, wait: self.wait, options, runtimes: self.runtimes }
     }
 }

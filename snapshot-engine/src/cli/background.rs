@@ -11,5 +11,5 @@ pub(super) fn run(args: &OneSnapshot) -> Result {
     signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
     let store: Store = status::existing(&args.place, &args.id)?;
     let id = store.find(&args.id)?;
-    Ok(background::run(&Engine, &store, id)?)
+    Ok(background::run(&Engine::default(), &store, id)?)
 }

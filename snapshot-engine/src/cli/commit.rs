@@ -10,7 +10,7 @@ use snapshot_engine::pipeline::progress::UntilSignal;
 use snapshot_engine::pipeline::{Engine, background};
 
 use super::args::Wanted;
-use super::out::Out;
+use super::out::{Out, printable};
 use super::progress::Bar;
 use super::{Error, Result};
 
@@ -21,14 +21,15 @@ pub(super) fn run(wanted: Wanted, out: &Out, quiet: bool) -> Result {
     signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
     let bar = Bar::new(!quiet && !out.is_json());
     let progress = UntilSignal(&bar);
-    let Wanted { container, target, wait, options } = wanted;
+    let Wanted { container, target, wait, options, runtimes } = wanted;
+    let engine = Engine { places: runtimes.places() };
     let request = CommitRequest { container, target, options };
-    let mut claimed = commit::cut(&Engine, request, &progress)?;
+    let mut claimed = commit::cut(&engine, request, &progress)?;
     bar.clear();
     let result = SnapshotResult::new(claimed.record(), began.elapsed());
     if wait {
         out.text(&text(&result))?;
-        let record = commit::finish(&Engine, &mut claimed, &progress)?;
+        let record = commit::finish(&engine, &mut claimed, &progress)?;
         drop(bar);
         out.result(COMPLETED, &SnapshotResult::new(&record, began.elapsed()))
     } else {
@@ -48,8 +49,8 @@ pub(super) fn text(result: &SnapshotResult) -> String {
         "  Pause Time: {} (gate: {}, attempts: {}, longest stop of a task: {})",
         result.pause_time.human, result.gate, result.attempts, result.longest_stop.human
     );
-    let _ = writeln!(text, "  Old Upper Dir: {}", result.old_upper_dir.display());
-    let _ = writeln!(text, "  New Upper Dir: {}", result.new_upper_dir.display());
+    let _ = writeln!(text, "  Old Upper Dir: {}", printable(&result.old_upper_dir.to_string_lossy()));
+    let _ = writeln!(text, "  New Upper Dir: {}", printable(&result.new_upper_dir.to_string_lossy()));
     let _ = writeln!(text, "Background commit processing started for snapshot: {id}");
     text
 }

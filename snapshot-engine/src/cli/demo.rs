@@ -10,7 +10,7 @@ use snapshot_engine::demo::{self, Demo, LAYERS_ROOT, Seed, StartOptions, TickRep
 use snapshot_engine::kernel::signals;
 use snapshot_engine::model::fault::Fault;
 use snapshot_engine::model::nanos::{Nanos, Span};
-use snapshot_engine::model::reference::ContainerRef;
+use snapshot_engine::model::reference::{ContainerRef, Runtime};
 use snapshot_engine::{pipeline, showcase};
 
 use super::out::Out;
@@ -57,7 +57,7 @@ struct Named {
 struct Start {
     #[command(flatten)]
     named: Named,
-    /// What it does: log, database, churn, tick, spin, write-tick, idle, mmap, flatout, sleepers
+    /// What it does: log, database, churn, tick, spin, write-tick, call-tick, idle, mmap, random, syncing, storm, flatout, sleepers
     #[arg(long, value_name = "SPEC", default_value_t)]
     workload: Workload,
     /// Lower layers, 1 to 32
@@ -108,8 +108,9 @@ struct Shown {
 
 impl Shown {
     fn new(demo: &Demo) -> Shown {
-        let found =
-            pipeline::resolve(&ContainerRef::Name(demo.name().to_owned())).ok().filter(|_| demo.running);
+        // No daemon is asked about a container of ours.
+        let own = ContainerRef::At { runtime: Runtime::Demo, name: demo.name().to_owned() };
+        let found = pipeline::resolve(&own).ok().filter(|_| demo.running);
         let mut pids: Vec<u32> =
             found.and_then(|t| tasks(&t).ok()).unwrap_or_default().iter().map(|t| t.pid.0).collect();
         pids.dedup();

@@ -8,6 +8,7 @@ use snapshot_engine::model::fault::{Class, Fault};
 use snapshot_engine::pipeline;
 
 use super::args::Format;
+use super::out::{printable, printable_json};
 
 /// 0 is for success; 130 and 143 (128 + signal) for an interrupted command.
 fn code(error: &dyn Fault) -> u8 {
@@ -50,16 +51,17 @@ impl Report {
 
     fn render(&self, format: Format) -> String {
         match format {
-            Format::Json => serde_json::to_string_pretty(self).unwrap_or_else(|_| self.error.clone()),
+            Format::Json => serde_json::to_string_pretty(self)
+                .map_or_else(|_| printable(&self.error), |text| printable_json(&text)),
             Format::Text => {
-                let mut text = format!("error: {}", self.error);
+                let mut text = format!("error: {}", printable(&self.error));
                 for cause in &self.causes {
                     text.push_str(": ");
-                    text.push_str(cause);
+                    text.push_str(&printable(cause));
                 }
                 if let Some(help) = &self.help {
                     text.push_str("\nhelp: ");
-                    text.push_str(help);
+                    text.push_str(&printable(help));
                 }
                 text
             }
@@ -99,11 +101,13 @@ pub(crate) fn report_usage(error: &clap::Error, format: Format) -> ExitCode {
 }
 
 fn argument_remedy(error: &clap::Error) -> Option<String> {
+    use snapshot_engine::container::places::NoSocket;
     use snapshot_engine::model::{options, reference, target};
     let source = error.source()?;
     None.or_else(|| source.downcast_ref::<target::Error>().and_then(Fault::remedy))
         .or_else(|| source.downcast_ref::<options::Error>().and_then(Fault::remedy))
         .or_else(|| source.downcast_ref::<reference::Error>().and_then(Fault::remedy))
+        .or_else(|| source.downcast_ref::<NoSocket>().and_then(Fault::remedy))
 }
 
 #[cfg(test)]

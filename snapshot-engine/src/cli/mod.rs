@@ -10,16 +10,20 @@
 
 mod args;
 mod background;
+mod bench;
 mod commit;
 mod completions;
 mod demo;
 mod exit;
+mod image;
 mod list;
 mod man;
 mod out;
 mod progress;
+mod ps;
 mod remove;
 mod resume;
+mod runtimes;
 mod stats;
 mod status;
 
@@ -74,7 +78,7 @@ pub(crate) fn main() -> ExitCode {
             telemetry::init(Verbosity(if cli.quiet { -1 } else { cli.verbose.min(3).cast_signed() }));
             let format = cli.output;
             match run(cli) {
-                Ok(()) => ExitCode::SUCCESS,
+                Ok(code) => code,
                 Err(e) => exit::report(&*e.0, format),
             }
         }
@@ -87,21 +91,26 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result {
+/// The code is that of success, but where a command's result is a finding (`image check`, `image diff`).
+fn run(cli: Cli) -> Result<ExitCode> {
     let out = Out::new(cli.output);
     match cli.command {
+        Command::Image(args) => return image::run(args, &out, cli.quiet),
         Command::SeamlessCommit(args) => commit::run(args.into(), &out, cli.quiet),
         Command::Commit(args) => commit::run(args.into(), &out, cli.quiet),
         Command::Status(args) => status::run(&args, &out),
         Command::List(args) => list::run(&args, &out),
         Command::Resume(args) => resume::run(&args, &out, cli.quiet),
         Command::Remove(args) => remove::run(&args, &out),
+        Command::Ps(args) => ps::run(&args, &out),
         Command::Stats(args) => stats::run(&args, &out),
         Command::Demo(args) => demo::run(&args, &out, cli.quiet),
+        Command::Bench(args) => bench::run(&args, &out, cli.quiet),
         Command::Completions(args) => completions::run(&args, &out),
         Command::Man(args) => man::run(&args, &out),
         Command::Background(args) => background::run(&args),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

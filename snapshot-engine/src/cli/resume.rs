@@ -23,7 +23,7 @@ pub(super) fn run(args: &Resume, out: &Out, quiet: bool) -> Result {
     if args.wait || claimed.record().state == State::Completed {
         signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
         let bar = Bar::new(!quiet && !out.is_json());
-        let record = commit::finish(&Engine, &mut claimed, &UntilSignal(&bar))?;
+        let record = commit::finish(&Engine::default(), &mut claimed, &UntilSignal(&bar))?;
         drop(bar);
         return out.result(COMPLETED, &SnapshotResult::new(&record, began.elapsed()));
     }

@@ -36,8 +36,11 @@ fn text(status: &SnapshotStatus) -> String {
     let _ = writeln!(text, "  Container: {}", printable(&record.container.to_string()));
     let _ = writeln!(text, "  Target: {}", printable(&record.target.to_string()));
     let _ = writeln!(text, "  Pause Time: {} (gate: {})", record.cut.pause.window, record.cut.pause.gate);
-    let _ = writeln!(text, "  Old Upper Dir: {}", record.cut.old_upper_dir.display());
-    let _ = writeln!(text, "  New Upper Dir: {}", record.cut.new_upper_dir.display());
+    if let Some(tracker) = record.cut.tracker {
+        let _ = writeln!(text, "  Tracker: {tracker}");
+    }
+    let _ = writeln!(text, "  Old Upper Dir: {}", printable(&record.cut.old_upper_dir.to_string_lossy()));
+    let _ = writeln!(text, "  New Upper Dir: {}", printable(&record.cut.new_upper_dir.to_string_lossy()));
     if let Some(image) = &record.image {
         let _ = writeln!(text, "  Manifest: {}", image.manifest);
     }

@@ -1,7 +1,9 @@
+use std::path::PathBuf;
+
 use clap::CommandFactory;
 use snapshot_engine::model::nanos::{Nanos, Span};
 use snapshot_engine::model::options::CommitOptions;
-use snapshot_engine::model::reference::ContainerRef;
+use snapshot_engine::model::reference::{ContainerRef, Runtime};
 use snapshot_engine::model::snapshot::Gate;
 use snapshot_engine::{SnapshotResult, State};
 
@@ -60,12 +62,50 @@ fn containers_and_pids() {
 }
 
 #[test]
+fn runtimes_are_looked_for_where_flags_say() {
+    let args = "commit docker://web oci:/i:t --docker-host unix:///srv/d.sock --runc-root /srv/runc --podman-root /srv/pods";
+    let w = wanted(&args.split(' ').collect::<Vec<_>>()).unwrap();
+    assert_eq!(w.container, ContainerRef::At { runtime: Runtime::Docker, name: "web".into() });
+    let places = w.runtimes.places();
+    assert_eq!((places.docker.len(), places.docker[0].path.to_str()), (1, Some("/srv/d.sock")));
+    assert!(!places.docker[0].usual, "what was asked for must be there");
+    assert_eq!(places.runc, [std::path::Path::new("/srv/runc")]);
+    assert_eq!(places.storage.len(), 1);
+    assert!(places.containerd.iter().all(|socket| socket.usual) && !places.crun.is_empty());
+    for bad in [
+        "--docker-host ssh://host",
+        "--containerd-address tcp://127.0.0.1:1",
+        "--podman-runroot /x",
+        "--runtimes-of 0",
+    ] {
+        let args = format!("commit web oci:/i:t {bad}");
+        assert!(wanted(&args.split(' ').collect::<Vec<_>>()).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn options_arrive() {
     let args =
         "commit c oci:/i:t --max-pause 500us --chunk-size 64KiB --compressor zstd --keep-frozen=false --wait";
     let w = wanted(&args.split(' ').collect::<Vec<_>>()).unwrap();
     assert_eq!((w.options.max_pause, w.options.chunk_size), (Nanos(500_000), 64 << 10));
-    assert_eq!((w.options.compressor.word(), w.options.keep_frozen, w.wait), ("zstd", false, true));
+    assert_eq!(
+        (w.options.compressor.to_string(), w.options.keep_frozen, w.wait),
+        ("zstd".to_owned(), false, true)
+    );
+}
+
+#[test]
+fn the_format_of_the_image_arrives() {
+    let args = "commit c oci:/i:t --fs-version 5 --compressor zstd:19 --digest sha256 --blob-layout inline --prefetch /a --prefetch /b \
+                --parent bootstrap=/p --chunk-dict bootstrap=/d,blobs=/e";
+    let options = wanted(&args.split_whitespace().collect::<Vec<_>>()).unwrap().options;
+    let format = options.format().unwrap();
+    assert_eq!((format.version.number(), format.compressor.to_string()), (5, "zstd:19".to_owned()));
+    assert_eq!((format.digester.to_string(), format.layout.to_string()), ("sha256".into(), "inline".into()));
+    assert_eq!(options.prefetch, ["/a", "/b"].map(PathBuf::from));
+    assert_eq!(options.parent.unwrap().to_string(), "bootstrap=/p");
+    assert_eq!(options.chunk_dict[0].to_string(), "bootstrap=/d,blobs=/e");
 }
 
 #[test]
@@ -87,6 +127,7 @@ fn the_text_of_a_commit_is_exact() {
         residual_inodes: 0,
         residual_bytes: 0,
         voided: 0,
+        tracker: None,
         tracker_misses: 0,
         image: None,
         timings: vec![],

@@ -139,6 +139,41 @@ impl Cgroup {
     }
 }
 
+/// The directories of all control groups of a process, of every hierarchy of both versions that is mounted here; a root cgroup too. Whoever
+/// joins them all is frozen, limited and accounted like that process.
+///
+/// # Errors
+/// When `/proc` does not answer.
+pub fn all_of(process: Pid) -> io::Result<Vec<PathBuf>> {
+    let mounts = process::mounts(Pid::own())?;
+    let text = fs::read(process::dir(process).join("cgroup"))?;
+    Ok(directories(&text, &mounts))
+}
+
+fn directories(text: &[u8], mounts: &[Mount]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for line in text.split(|b| *b == b'\n') {
+        let mut fields = line.splitn(3, |b| *b == b':');
+        let (Some(number), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let version2 = number == b"0" && controllers.is_empty();
+        // Every controller of the line: `cpu` alone would also match a mount of `cpu,cpuacct` that is another hierarchy.
+        let all = |options: &[u8]| {
+            controllers.split(|b| *b == b',').all(|c| options.split(|b| *b == b',').any(|o| o == c))
+        };
+        let fits = |m: &&Mount| match version2 {
+            true => m.fs_type == "cgroup2",
+            false => m.fs_type == "cgroup" && all(&m.super_options),
+        };
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        let widest = mounts.iter().filter(fits).min_by_key(|m| m.root.components().count());
+        found.extend(widest.and_then(|m| directory(&m.point, &m.root, path)));
+    }
+    found
+}
+
 /// Processes whose stop would be a disaster: the engine, and init's ancestors outside its mount namespace.
 fn strangers(init: Pid) -> HashSet<Pid> {
     let mut all = HashSet::from([Pid::own()]);
@@ -194,7 +229,10 @@ fn directory(point: &Path, root: &Path, path: &Path) -> Option<PathBuf> {
 }
 
 /// Every process in a cgroup and below it.
-pub(crate) fn members(dir: &Path) -> io::Result<HashSet<Pid>> {
+///
+/// # Errors
+/// When a cgroup file cannot be read for another reason than that it went away.
+pub fn members(dir: &Path) -> io::Result<HashSet<Pid>> {
     let mut all = HashSet::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -244,6 +282,15 @@ mod tests {
         assert_eq!(dir.as_deref(), Some(Path::new("/sys/fs/cgroup/a")));
         assert_eq!(directory(point, root, Path::new("/dockerx/a")), None);
         assert_eq!(directory(point, root, Path::new("/user")), None);
+    }
+
+    #[test]
+    fn every_hierarchy_of_a_process_is_found() {
+        let mounts = mountinfo::parse(
+            b"1 0 0:1 / /u rw - cgroup2 c rw\n2 0 0:2 / /f rw - cgroup c rw,freezer\n3 0 0:3 / /c rw - cgroup c rw,cpu,cpuacct\n",
+        );
+        let text = b"3:cpu,cpuacct:/x\n2:freezer:/\n4:pids:/gone\n0::/x:y\n";
+        assert_eq!(directories(text, &mounts), [Path::new("/c/x"), Path::new("/f/"), Path::new("/u/x:y")]);
     }
 
     #[test]

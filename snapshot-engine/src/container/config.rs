@@ -1,5 +1,6 @@
 //! How the container was started, for the image's config.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -22,6 +23,14 @@ pub struct Config {
     pub user: String,
     /// The working directory.
     pub workdir: String,
+    /// The labels of the image and of the container, from the runtime's own config.
+    pub labels: BTreeMap<String, String>,
+    /// Ports the image exposes: `6379/tcp`.
+    pub ports: Vec<String>,
+    /// Directories that are volumes: their content is not in the upperdir.
+    pub volumes: Vec<String>,
+    /// The signal that ends it, by name or number; empty for SIGTERM.
+    pub stop_signal: String,
 }
 
 /// The part of an OCI runtime bundle's `config.json` that is read here (runtime-spec, `config.md`).
@@ -54,14 +63,19 @@ impl Config {
     /// From an OCI bundle; `None` if it is gone or not readable as one.
     #[must_use]
     pub fn from_bundle(bundle: &Path) -> Option<Config> {
-        let text = fs::read(bundle.join("config.json")).ok()?;
-        let process = serde_json::from_slice::<Bundle>(&text).ok()?.process?;
+        Config::from_spec(&fs::read(bundle.join("config.json")).ok()?)
+    }
+
+    /// From the `config.json` of an OCI bundle, which containerd also keeps of each container.
+    #[must_use]
+    pub fn from_spec(text: &[u8]) -> Option<Config> {
+        let process = serde_json::from_slice::<Bundle>(text).ok()?.process?;
         Some(Config {
             command: process.args,
-            entrypoint: Vec::new(),
             env: process.env,
             user: format!("{}:{}", process.user.uid, process.user.gid),
             workdir: process.cwd,
+            ..Config::default()
         })
     }
 
@@ -79,12 +93,11 @@ impl Config {
         };
         Config {
             command: line.split(|b| *b == 0).filter(|a| !a.is_empty()).map(lossy).collect(),
-            entrypoint: Vec::new(),
-            env: Vec::new(),
             user: format!("{}:{}", id("Uid:"), id("Gid:")),
             workdir: fs::read_link(dir.join("cwd"))
                 .map(|p| p.to_string_lossy().into_owned())
                 .unwrap_or_default(),
+            ..Config::default()
         }
     }
 }

@@ -4,34 +4,37 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::model::pid::Pid;
+use crate::model::reference::Runtime;
 
 /// Why a reference did not become a target.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing has this name, id or process number.
     #[error(
-        "no running container matches {reference:?}; looked at {looked}; \
+        "no container matches {reference:?}; looked at {looked}{unanswered}; \
          name a container, at least 3 characters of its id, or the process number of its init",
-        looked = .looked.join(", ")
+        looked = .looked.join(", "), unanswered = .unanswered.iter().map(|why| format!("; {why}")).collect::<String>()
     )]
     NotFound {
         /// What was asked for.
         reference: String,
         /// The places that were searched.
         looked: Vec<String>,
+        /// Runtimes that could not be asked, and why.
+        unanswered: Vec<String>,
     },
     /// Several containers match.
-    #[error("{reference:?} matches several containers: {}; give more characters of the id", .candidates.join(", "))]
+    #[error("{reference:?} matches several containers: {}; give one of these, or more characters of the id", .candidates.join(", "))]
     Ambiguous {
         /// What was asked for.
         reference: String,
-        /// `runtime:id (pid)` of each match.
+        /// Runtime, id, name and state of each match, in a form that can be given back.
         candidates: Vec<String>,
     },
     /// The runtime knows the container, its init is gone.
     #[error(
         "container {reference:?} is not running (its init, process {init}, is gone); \
-         start it again, or remove its stale state in {state}", state = .state.display()
+         start it again, or remove its stale state in {kept}", kept = .kept.display()
     )]
     NotRunning {
         /// What was asked for.
@@ -39,7 +42,7 @@ pub enum Error {
         /// The init the state names; 0 when it names none.
         init: Pid,
         /// Where the runtime keeps that state.
-        state: PathBuf,
+        kept: PathBuf,
     },
     /// The root file system is not an overlay.
     #[error(
@@ -82,6 +85,24 @@ pub enum Error {
         /// What was found instead.
         detail: String,
     },
+    /// A daemon that should be there does not answer, or says something else than its API has.
+    #[error("{runtime} at {place} cannot be asked: {detail}", place = .place.display())]
+    Unanswered {
+        /// Which.
+        runtime: Runtime,
+        /// Its socket.
+        place: PathBuf,
+        /// What happened instead.
+        detail: String,
+    },
+    /// A stopped container did not stay as it was while it was copied.
+    #[error(
+        "the stopped container {reference:?} was started or changed while it was copied: nothing was made of it; try again"
+    )]
+    Changed {
+        /// What was asked for.
+        reference: String,
+    },
     /// The kernel refused access.
     #[error("no permission for {path}: run the engine as root, with CAP_SYS_PTRACE and CAP_SYS_ADMIN", path = .path.display())]
     Permission {
@@ -92,7 +113,7 @@ pub enum Error {
     #[error("{path} is not a state file of {runtime}: {detail}; is that runtime's version supported?", path = .path.display())]
     State {
         /// The runtime it belongs to.
-        runtime: &'static str,
+        runtime: Runtime,
         /// The file.
         path: PathBuf,
         /// What is wrong with it.

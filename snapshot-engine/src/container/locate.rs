@@ -114,6 +114,8 @@ pub(super) struct Upper {
     pub(super) mount: u64,
     /// `st_dev` major and minor.
     pub(super) dev: (u32, u32),
+    /// Its inode number.
+    pub(super) ino: u64,
 }
 
 /// The upper's directory in this view: it must show the very times the overlay's root shows, for a merged directory gives its upper's
@@ -130,6 +132,7 @@ pub(super) fn upper(view: &View, meanings: &[Vec<u8>], init: Pid) -> io::Result<
                 path: view.canonical(path),
                 mount: stat.stx_mnt_id,
                 dev: (stat.stx_dev_major, stat.stx_dev_minor),
+                ino: stat.stx_ino,
             }));
         }
         wrong.get_or_insert(path);

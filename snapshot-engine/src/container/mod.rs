@@ -1,37 +1,49 @@
-//! The first stage: from a name to a [`Target`].
+//! The first stage: from a name to a [`Target`], or to a [`Stopped`] container.
 //!
 //! ```text
-//! reference -> resolvers { pid, demo, runc, crun } -> candidates -> one init -> /proc -> Target { cgroup, overlay, config }
+//!                 ┌ docker podman cri containerd ┐  asked at once, each with a deadline
+//! reference ──────┤ storage crun runc demo pid   ├─► candidates ─► one ─► its init runs ─► /proc ─► Target { cgroup, overlay }
+//!                 └──────────────────────────────┘                   └──► it has none ──────────────► Stopped { layers }
 //! ```
 //!
-//! A resolver only finds the init process; everything else is read from the kernel, which is the same for every runtime and
-//! cannot be stale.
+//! Of a running container a resolver only finds the init process, and what no kernel knows: name, image, how it was started. Cgroup and overlay are
+//! read from the kernel, which is the same for every runtime and cannot be stale. Of a stopped one the runtime must say where the layers are.
 
+pub mod candidate;
 pub mod cgroup;
+mod choose;
 pub mod config;
 pub mod error;
 mod locate;
 pub mod mountinfo;
 mod options;
 pub mod overlay;
+pub mod places;
 pub mod process;
 pub mod resolver;
+mod stopped;
 pub mod tasks;
+mod vantage;
 
+pub use candidate::{Candidate, ImageRef, Layers, SnapshotKey, State};
 pub use cgroup::{Cgroup, Freezer};
 pub use config::Config;
 pub use error::Error;
 pub use overlay::Overlay;
-pub use resolver::{Candidate, Resolver, Roots};
+pub use places::Places;
+pub use stopped::Stopped;
 pub use tasks::{Task, tasks};
 
 use crate::model::pid::Pid;
+use crate::model::reference::{ContainerRef, Runtime};
 
 /// A running container that a snapshot can be taken of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// What the user called it.
     pub reference: String,
+    /// Who knows it.
+    pub runtime: Runtime,
     /// Its name at its runtime, or its id there; `None` when it was given by process number.
     pub name: Option<String>,
     /// Its init, or the process that was named.
@@ -46,6 +58,19 @@ pub struct Target {
     pub overlay: Overlay,
     /// How it was started.
     pub config: Config,
+    /// What it was started from, if its runtime says.
+    pub image: Option<ImageRef>,
+    /// Its snapshot, if it is containerd's.
+    pub snapshot: Option<SnapshotKey>,
+}
+
+/// What a reference means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A container that runs, or that its owner has paused.
+    Running(Box<Target>),
+    /// One that was made but does not run.
+    Stopped(Box<Stopped>),
 }
 
 impl Target {
@@ -54,18 +79,8 @@ impl Target {
     /// # Errors
     /// See [`Error`].
     pub fn of_process(init: Pid) -> Result<Target, Error> {
-        let reference = init.to_string();
-        let candidate = Candidate {
-            runtime: "pid",
-            id: reference.clone(),
-            name: None,
-            init,
-            start: None,
-            state: process::dir(init),
-            config: None,
-            exact: true,
-        };
-        build(&reference, candidate)
+        let candidate = Candidate::new(Runtime::Pid, init.to_string(), process::dir(init));
+        Target::of(&init.to_string(), &candidate.with_init(Some(init), None))
     }
 
     /// Whether the init still runs.
@@ -73,125 +88,91 @@ impl Target {
     pub fn is_alive(&self) -> bool {
         process::is_alive(self.init, Some(self.start))
     }
-}
 
-/// The target that a name, an id, a unique prefix of an id (3 characters or more), `1234` or `pid:1234` means, at
-/// the runtimes' usual places.
-///
-/// # Errors
-/// See [`Error`].
-pub fn resolve(reference: &str) -> Result<Target, Error> {
-    resolve_in(reference, &Roots::default())
-}
-
-/// As [`resolve`], with the runtimes' state elsewhere (`--runc-root`).
-///
-/// # Errors
-/// See [`Error`].
-pub fn resolve_in(reference: &str, roots: &Roots) -> Result<Target, Error> {
-    let resolvers = resolver::all(roots);
-    let mut candidates = Vec::new();
-    for resolver in &resolvers {
-        candidates.extend(resolver.find(reference)?);
+    /// The target that a candidate is, if its init runs.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`], and whatever is wrong with its root.
+    pub fn of(reference: &str, candidate: &Candidate) -> Result<Target, Error> {
+        let init = candidate.init.unwrap_or(Pid(0));
+        let dead =
+            || Error::NotRunning { reference: reference.to_owned(), init, kept: candidate.kept.clone() };
+        let start = match process::stat(init) {
+            Ok(stat) if stat.alive() && candidate.start.is_none_or(|s| s == stat.start) => stat.start,
+            _ => return Err(dead()),
+        };
+        let namespace = process::dir(init).join("ns/mnt");
+        let read = || {
+            let overlay = Overlay::of(init)?;
+            // A number that a runtime remembers may have another owner by now; with its start time that is seen, and without it by its root.
+            if candidate.start.is_none()
+                && let Some(layers) = &candidate.layers
+                && stopped::identity(&layers.upper).is_ok_and(|found| found != overlay.upper_identity)
+            {
+                return Err(dead());
+            }
+            Ok(Target {
+                reference: reference.to_owned(),
+                runtime: candidate.runtime,
+                name: (candidate.runtime != Runtime::Pid).then(|| candidate.shown().to_owned()),
+                init,
+                start,
+                cgroup: Cgroup::of(init)?,
+                mount_namespace: process::namespace(init, "mnt").map_err(|e| Error::io(&namespace, e))?,
+                overlay,
+                config: candidate.config.clone().unwrap_or_else(|| Config::from_process(init)),
+                image: candidate.image.clone(),
+                snapshot: candidate.snapshot.clone(),
+            })
+        };
+        let target = read();
+        // Whatever was read of a number that changed hands meanwhile is worth nothing, and so is the error it gave.
+        if process::is_alive(init, Some(start)) { target } else { Err(dead()) }
     }
-    match choose(reference, candidates)? {
-        Some(candidate) => build(reference, candidate),
-        None => {
-            let looked = resolvers.iter().flat_map(|r| r.places()).collect();
-            Err(Error::NotFound { reference: reference.to_owned(), looked })
+}
+
+/// The container that a reference means, running or not. Without a scheme every runtime in these places is asked at once; one that does not answer
+/// is named in a warning.
+///
+/// # Errors
+/// See [`Error`].
+pub fn find(reference: &ContainerRef, places: &Places) -> Result<Found, Error> {
+    let shown = reference.to_string();
+    let candidate = resolver::one(reference, places)?;
+    match Target::of(&shown, &candidate) {
+        Err(Error::NotRunning { .. }) if candidate.layers.is_some() => {
+            Ok(Found::Stopped(Box::new(Stopped::of(&shown, candidate)?)))
         }
+        other => Ok(Found::Running(Box::new(other?))),
     }
 }
 
-/// The one candidate that is meant: an exact match before prefixes, and the living before the dead.
-fn choose(reference: &str, mut candidates: Vec<Candidate>) -> Result<Option<Candidate>, Error> {
-    let number = reference.parse::<u32>().is_ok();
-    // A bare number is a process and may be a prefix of an id as well: then only the user knows.
-    if !number && candidates.iter().any(|c| c.exact) {
-        candidates.retain(|c| c.exact);
+/// The running target that a name, an id, a unique prefix of an id (3 characters or more), `RUNTIME://NAME`, `1234` or `pid:1234` means, at the
+/// runtimes' usual places.
+///
+/// # Errors
+/// See [`Error`]; [`Error::NotRunning`] also for a stopped container that could be snapshotted.
+pub fn resolve(reference: &str) -> Result<Target, Error> {
+    let parsed = reference.parse().unwrap_or_else(|_| ContainerRef::Name(reference.to_owned()));
+    match find(&parsed, &Places::usual(None))? {
+        Found::Running(target) => Ok(*target),
+        Found::Stopped(stopped) => Err(stopped.not_running()),
     }
-    if candidates.iter().any(is_alive) {
-        candidates.retain(is_alive);
-    }
-    // The same container may be seen by two resolvers. The one that knows more goes first.
-    candidates.sort_by_key(|c| (c.init, c.config.is_none()));
-    candidates.dedup_by_key(|c| (c.init, (c.init.0 == 0).then(|| c.id.clone())));
-    if candidates.len() > 1 {
-        let candidates = candidates.iter().map(|c| format!("{}:{} ({})", c.runtime, c.id, c.init)).collect();
-        return Err(Error::Ambiguous { reference: reference.to_owned(), candidates });
-    }
-    Ok(candidates.pop())
-}
-
-fn is_alive(candidate: &Candidate) -> bool {
-    process::is_alive(candidate.init, candidate.start)
-}
-
-fn build(reference: &str, candidate: Candidate) -> Result<Target, Error> {
-    let init = candidate.init;
-    let dead = || Error::NotRunning { reference: reference.to_owned(), init, state: candidate.state.clone() };
-    let start = match process::stat(init) {
-        Ok(stat) if stat.alive() && candidate.start.is_none_or(|s| s == stat.start) => stat.start,
-        _ => return Err(dead()),
-    };
-    let namespace = process::dir(init).join("ns/mnt");
-    let read = || {
-        Ok(Target {
-            reference: reference.to_owned(),
-            name: (candidate.runtime != "pid")
-                .then(|| candidate.name.clone().unwrap_or_else(|| candidate.id.clone())),
-            init,
-            start,
-            cgroup: Cgroup::of(init)?,
-            mount_namespace: process::namespace(init, "mnt").map_err(|e| Error::io(&namespace, e))?,
-            overlay: Overlay::of(init)?,
-            config: candidate.config.clone().unwrap_or_else(|| Config::from_process(init)),
-        })
-    };
-    let target = read();
-    // Whatever was read of a number that changed hands meanwhile is worth nothing, and so is the error it gave.
-    if process::is_alive(init, Some(start)) { target } else { Err(dead()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn candidate(id: &str, init: Pid, exact: bool) -> Candidate {
-        Candidate {
-            runtime: "runc",
-            id: id.to_owned(),
-            name: None,
-            init,
-            start: None,
-            state: "/state".into(),
-            config: None,
-            exact,
-        }
-    }
-
-    #[test]
-    fn exact_beats_prefix_and_alive_beats_dead() {
-        let own = Pid::own();
-        let dead = Pid(u32::MAX);
-        let chosen = choose("abc", vec![candidate("abcd", own, false), candidate("abc", Pid(1), true)]);
-        assert_eq!(chosen.unwrap().unwrap().id, "abc");
-        let chosen = choose("abc", vec![candidate("abcd", dead, false), candidate("abce", own, false)]);
-        assert_eq!(chosen.unwrap().unwrap().id, "abce");
-        let chosen = choose("abc", vec![candidate("abcd", Pid(1), false), candidate("abce", own, false)]);
-        assert!(matches!(chosen, Err(Error::Ambiguous { candidates, .. }) if candidates.len() == 2));
-        let chosen = choose("123", vec![candidate("123", Pid(1), true), candidate("123e", own, false)]);
-        assert!(matches!(chosen, Err(Error::Ambiguous { .. })));
-        assert_eq!(choose("abc", Vec::new()).unwrap(), None);
-    }
-
     #[test]
     fn a_dead_init_is_said_to_be_dead() {
-        let error = build("x", candidate("x", Pid(u32::MAX), true)).unwrap_err();
+        let candidate = |init, start| {
+            Candidate::new(Runtime::Runc, "x".to_owned(), "/state".into()).with_init(Some(init), start)
+        };
+        let error = Target::of("x", &candidate(Pid(u32::MAX), None)).unwrap_err();
         assert!(matches!(error, Error::NotRunning { .. }));
-        let mut reused = candidate("x", Pid::own(), true);
-        reused.start = Some(1);
-        assert!(matches!(build("x", reused), Err(Error::NotRunning { .. })));
+        let reused = candidate(Pid::own(), Some(1));
+        assert!(matches!(Target::of("x", &reused), Err(Error::NotRunning { .. })));
     }
 
     #[test]
@@ -199,7 +180,11 @@ mod tests {
         let error = resolve("no-such-container").unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::NotFound { .. }));
-        assert!(text.contains("/proc") && text.contains("/run/runc") && text.contains("/run/crun"), "{text}");
+        for place in ["/proc", "/run/runc", "/run/crun", "/run/docker.sock"] {
+            assert!(text.contains(place), "{text}");
+        }
+        let one = resolve("runc://no-such-container").unwrap_err().to_string();
+        assert!(one.contains("/run/runc") && !one.contains("docker.sock"), "{one}");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! Format: proc_pid_mountinfo(5); escapes: `mangle` and `seq_show_option` (fs/proc_namespace.c, include/linux/seq_file.h).
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// One line.
@@ -54,6 +54,21 @@ pub fn kernel_device(major: u32, minor: u32) -> u64 {
 #[must_use]
 pub fn parse(table: &[u8]) -> Vec<Mount> {
     table.split(|b| *b == b'\n').filter_map(parse_line).collect()
+}
+
+/// A path in a mount namespace as a path from the root of the overlay with this device that it lies on; as it is if it lies elsewhere.
+#[must_use]
+pub fn from_root(path: Vec<u8>, mounts: &[Mount], overlay: u64) -> Vec<u8> {
+    let whole = Path::new(std::ffi::OsStr::from_bytes(&path));
+    let over = mounts.iter().filter(|mount| whole.starts_with(&mount.point));
+    // Of two mounts on one place the later one is on top.
+    match over.max_by_key(|mount| mount.point.components().count()) {
+        Some(mount) if mount.fs_type == "overlay" && mount.device() == overlay => {
+            let rest = whole.strip_prefix(&mount.point).unwrap_or(whole);
+            mount.root.join(rest).as_os_str().as_bytes().to_vec()
+        }
+        _ => path,
+    }
 }
 
 fn parse_line(line: &[u8]) -> Option<Mount> {
@@ -187,5 +202,17 @@ not a line
             prop_assert_eq!(mounts.len(), 1);
             prop_assert_eq!(mounts[0].point.as_os_str().as_encoded_bytes(), &name[..]);
         }
+    }
+
+    #[test]
+    fn a_path_through_another_mount_of_the_tree_is_found_in_the_tree() {
+        let mounts = parse(
+            b"36 35 0:47 / / rw - overlay o rw\n37 36 0:47 /srv/data /mnt/d rw - overlay o rw\n38 36 254:0 /v /vol rw - ext4 /dev/vda rw\n",
+        );
+        let found = |path: &str| from_root(path.as_bytes().to_vec(), &mounts, kernel_device(0, 47));
+        assert_eq!(found("/srv/db"), b"/srv/db");
+        assert_eq!(found("/mnt/d/db"), b"/srv/data/db");
+        assert_eq!(found("/mnt/dd"), b"/mnt/dd");
+        assert_eq!(found("/vol/db"), b"/vol/db");
     }
 }

@@ -27,6 +27,8 @@ pub struct Overlay {
     pub device: u64,
     /// `s_dev` of the upper's superblock, as the kernel packs it. On btrfs it is not `st_dev`, which is the subvolume's.
     pub upper_device: u64,
+    /// `st_dev` and inode number of the upper directory. Its path may lead through directories of the container's: what is opened by it must still be this.
+    pub upper_identity: (u64, u64),
     /// The upper's file system type: `ext4`, `xfs`, `btrfs`, `tmpfs` ...
     pub upper_fs: String,
     /// The other mount options: `redirect_dir`, `metacopy`, `index` ...; flags have an empty value.
@@ -81,6 +83,7 @@ impl Overlay {
             userxattr: options.userxattr,
             device: mount.device(),
             upper_device,
+            upper_identity: (rustix::fs::makedev(found.dev.0, found.dev.1), found.ino),
             upper_fs,
             options: options.rest,
         })

@@ -141,7 +141,7 @@ fn enter_root(state: &State) -> io::Result<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     doing("make mounts private", rustix::mount::mount_change("/", private))?;
     let merged = state.layers.join("merged");
-    let options = layers::mount_options(&state.layers, state.lowers)?;
+    let options = layers::mount_options(&state.layers, state.lowers, state.redirect_dir)?;
     let none = MountFlags::empty();
     doing(
         "mount the overlay",

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::content::{LINE, PAGE, line, page};
+use super::content::{LINE, PAGE, line, mix, page};
 use super::layers::{POOL, xattr};
 use super::ticks;
 use super::workload::{Job, Rate};
@@ -33,7 +33,7 @@ pub(super) fn processes(jobs: &[Job]) -> Vec<Process> {
     let mut slot = 0;
     for job in jobs {
         let count = match job {
-            Job::Flatout { writers } => *writers,
+            Job::Flatout { writers } | Job::Storm { writers } | Job::Random { writers, .. } => *writers,
             Job::Sleepers { count } => *count,
             _ => 1,
         };
@@ -55,6 +55,9 @@ pub(super) fn run(process: Process, ticks: &OwnedFd, tickers: usize) -> io::Resu
         Job::Churn { rate } => churn(number, rate),
         Job::Tick { mode } => ticks::run(ticks, slot, tickers, mode),
         Job::Mmap { kib, rate } => mmap(number, kib, rate),
+        Job::Random { rate, .. } => random(number, rate),
+        Job::Syncing { mib, rate } => syncing(number, mib, rate),
+        Job::Storm { .. } => storm(number),
         Job::Flatout { .. } => flatout(number),
         Job::Idle | Job::Sleepers { .. } => loop {
             std::thread::sleep(Duration::from_secs(3600));
@@ -99,6 +102,57 @@ fn database(job: u32, mib: u32, rate: Rate) -> io::Result<()> {
             rustix::fs::fdatasync(&file)?;
         }
         pace(rate);
+    }
+    Ok(())
+}
+
+/// Overwrites pages at random places of `/var/random`, which all processes of the job share.
+fn random(number: u32, rate: Rate) -> io::Result<()> {
+    const PAGES: u64 = (64 << 20) / PAGE as u64;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open("/var/random")?;
+    file.set_len(PAGES * PAGE as u64)?;
+    let data = page(u64::from(number));
+    // Fixed steps of a generator of its own each: every run writes the same places.
+    let mut at = u64::from(number) + 1;
+    loop {
+        at = mix(at);
+        file.write_all_at(&data, at % PAGES * PAGE as u64)?;
+        pace(rate);
+    }
+}
+
+/// Page `n` goes to the end of `/var/JOB.journal`, is made durable, and is then written to its place in `/var/JOB.data`.
+fn syncing(job: u32, mib: u32, rate: Rate) -> io::Result<()> {
+    let data = File::create(format!("/var/{job}.data"))?;
+    let journal = File::create(format!("/var/{job}.journal"))?;
+    let pages = u64::from(mib) * (1 << 20) / PAGE as u64;
+    for n in 0u64.. {
+        let slot = n % 256;
+        if slot == 0 && n > 0 {
+            // A checkpoint.
+            rustix::fs::fdatasync(&data)?;
+            journal.set_len(0)?;
+        }
+        journal.write_all_at(&page(n), slot * PAGE as u64)?;
+        rustix::fs::fdatasync(&journal)?;
+        data.write_all_at(&page(n), mix(n) % pages * PAGE as u64)?;
+        pace(rate);
+    }
+    Ok(())
+}
+
+/// Small files made, renamed, changed and deleted, one after the other.
+fn storm(number: u32) -> io::Result<()> {
+    let root = format!("/srv/storm-{number}");
+    fs::create_dir(&root)?;
+    for n in 0u64.. {
+        let (new, name) = (format!("{root}/new"), format!("{root}/{}", n % 64));
+        fs::write(&new, line(n))?;
+        fs::rename(&new, &name)?;
+        fs::set_permissions(&name, PermissionsExt::from_mode(0o600 | (n % 8) as u32))?;
+        if n % 3 == 2 {
+            fs::remove_file(&name)?;
+        }
     }
     Ok(())
 }

@@ -118,15 +118,24 @@ pub(super) fn seed(seed: &Seed) -> io::Result<()> {
     sparse.set_len(8 << 20)?;
     sparse.write_all_at(b"an island", 4 << 20)?;
     fs::write(Path::new(std::ffi::OsStr::from_bytes(b"/srv/not-utf8-\xff")), "x")?;
+    fill(Path::new("/data"), seed)
+}
+
+/// Writes the seed's files below a directory that is there, `DIR/N/FILE` in directories of a hundred; no two files and no two MiB of one
+/// are alike.
+///
+/// # Errors
+/// As the file system's, and when a directory of the seed is there already.
+pub fn fill(dir: &Path, seed: &Seed) -> io::Result<()> {
     let size = usize::try_from(seed.bytes / u64::from(seed.files.max(1))).unwrap_or(usize::MAX);
     // Noise is made once and shifted: a seed of a GiB should not take a minute.
-    let fill = noise(1, size.min(1 << 20));
+    let noise = noise(1, size.min(1 << 20));
     for n in 0..seed.files {
-        let dir = format!("/data/{}", n / 100);
+        let dir = dir.join((n / 100).to_string());
         if n % 100 == 0 {
             fs::create_dir(&dir)?;
         }
-        write_filled(&fs::File::create(format!("{dir}/{n}"))?, n, size, &fill)?;
+        write_filled(&fs::File::create(dir.join(n.to_string()))?, n, size, &noise)?;
     }
     Ok(())
 }
@@ -148,7 +157,7 @@ fn write_filled(file: &fs::File, n: u32, size: usize, fill: &[u8]) -> io::Result
 }
 
 /// The data of the overlay's `mount(2)`.
-pub(super) fn mount_options(layers: &Path, lowers: u32) -> io::Result<CString> {
+pub(super) fn mount_options(layers: &Path, lowers: u32, redirect_dir: bool) -> io::Result<CString> {
     let escape = |name: &str| {
         let path = layers.join(name);
         let bytes = path.as_os_str().as_bytes().iter();
@@ -163,6 +172,9 @@ pub(super) fn mount_options(layers: &Path, lowers: u32) -> io::Result<CString> {
     text.extend(escape("upper"));
     text.extend(b",workdir=");
     text.extend(escape("work"));
+    if redirect_dir {
+        text.extend(b",redirect_dir=on");
+    }
     // mount(2) reads one page.
     if text.len() >= 4096 {
         return Err(io::Error::other(
@@ -178,9 +190,9 @@ mod tests {
 
     #[test]
     fn options_are_escaped_and_bounded() {
-        let options = mount_options(Path::new("/a:b,c"), 2).unwrap();
+        let options = mount_options(Path::new("/a:b,c"), 2, false).unwrap();
         let want = r"lowerdir=/a\:b\,c/lower2:/a\:b\,c/lower1,upperdir=/a\:b\,c/upper,workdir=/a\:b\,c/work";
         assert_eq!(options.to_str().unwrap(), want);
-        assert!(mount_options(Path::new("/a"), 1000).is_err());
+        assert!(mount_options(Path::new("/a"), 1000, false).is_err());
     }
 }

@@ -15,6 +15,7 @@ use super::state::{self, State};
 use super::{Demo, Error, StartOptions, layers};
 use crate::container::cgroup::{Hierarchies, members};
 use crate::container::process;
+use crate::kernel::removal::remove_tree;
 use crate::model::pid::Pid;
 
 /// How long processes may take to die: one may be writing back a file on a slow disk.
@@ -75,7 +76,8 @@ fn prepare(options: &StartOptions) -> Result<State, Error> {
         init: None,
         start: None,
         layers: layers.clone(),
-        lowers: options.lowers,
+        lowers: options.lowers + u32::from(options.top.is_some()),
+        redirect_dir: options.redirect_dir,
         cgroup_v2: cgroup(hierarchies.v2),
         freezer_v1: cgroup(hierarchies.freezer_v1),
         ticks_fd: None,
@@ -88,6 +90,9 @@ fn prepare(options: &StartOptions) -> Result<State, Error> {
     // Written before anything else is made, so that `stop` finds all of it even if we are killed now.
     state::write(&state).map_err(io(&state::file(name)))?;
     layers::create(&layers, options.lowers).map_err(io(&layers))?;
+    if let Some(top) = &options.top {
+        fs::rename(top, layers.join(format!("lower{}", state.lowers))).map_err(io(top))?;
+    }
     for cgroup in state.cgroup_v2.iter().chain(&state.freezer_v1) {
         match fs::create_dir(cgroup) {
             // Left by a demo whose state was lost; an empty cgroup is as good as a new one.
@@ -166,7 +171,8 @@ pub fn stop(name: &str) -> Result<(), Error> {
             for cgroup in state.cgroup_v2.iter().chain(&state.freezer_v1) {
                 remove_cgroup(cgroup).map_err(io(cgroup))?;
             }
-            gone(fs::remove_dir_all(&state.layers)).map_err(io(&state.layers))?;
+            // Of any depth: a container makes of it what it likes.
+            remove_tree(&state.layers).map_err(io(&state.layers))?;
             // Only if they are empty: other demos may be there.
             let _ = state.layers.parent().filter(|p| *p == Path::new(super::LAYERS_ROOT)).map(fs::remove_dir);
         }

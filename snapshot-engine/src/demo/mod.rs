@@ -21,7 +21,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use init::init_if_asked;
-pub use layers::Seed;
+pub use layers::{Seed, fill};
 pub use lifecycle::{start, stop};
 pub use state::State;
 pub use ticks::{TickReport, Tickers};
@@ -48,6 +48,10 @@ pub struct StartOptions {
     pub workload: Workload,
     /// The processors it may use; all if empty.
     pub cpus: Vec<usize>,
+    /// A directory on the file system of `layers_root` that becomes the topmost lower layer; it is moved there.
+    pub top: Option<PathBuf>,
+    /// Whether the overlay can rename directories of its lower layers (`redirect_dir=on`).
+    pub redirect_dir: bool,
     /// The program to execute, whose `main` calls [`init_if_asked`]; `None`: this one.
     pub program: Option<PathBuf>,
 }
@@ -63,6 +67,8 @@ impl StartOptions {
             seed: Seed { files: 20, bytes: 1 << 20 },
             workload: Workload::default(),
             cpus: Vec::new(),
+            top: None,
+            redirect_dir: false,
             program: None,
         }
     }

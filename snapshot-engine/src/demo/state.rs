@@ -26,6 +26,9 @@ pub struct State {
     pub layers: PathBuf,
     /// How many lower layers.
     pub lowers: u32,
+    /// Whether its overlay is mounted with `redirect_dir=on`.
+    #[serde(default)]
+    pub redirect_dir: bool,
     /// Its v2 cgroup.
     pub cgroup_v2: Option<PathBuf>,
     /// Its cgroup in the v1 freezer hierarchy.

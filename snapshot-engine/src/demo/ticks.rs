@@ -9,9 +9,10 @@
 //! One writer a slot, so plain loads and stores suffice. A memfd, not a file of the container: the ticker must neither dirty
 //! the upperdir nor wait for its file system.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -24,8 +25,10 @@ use super::workload::TickMode;
 use crate::kernel::words::Words;
 
 const BUCKETS: usize = 512;
-const SLOT: usize = 8 + BUCKETS;
-const INTERVAL: Duration = Duration::from_micros(100);
+/// Words of a slot.
+pub(crate) const SLOT: usize = 8 + BUCKETS;
+/// Between two ticks of a ticker that sleeps.
+pub(crate) const INTERVAL: Duration = Duration::from_micros(100);
 
 const RESET_ASKED: usize = 0;
 const RESET_DONE: usize = 1;
@@ -111,18 +114,20 @@ pub(super) fn run(memory: &OwnedFd, slot: usize, slots: usize, mode: TickMode) -
             file.set_len(4096)?;
             Some(file)
         }
+        TickMode::Call => Some(File::open("/")?),
         TickMode::Sleep | TickMode::Spin => None,
     };
     // The default slack of 50 us would be measured as a gap.
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
     let mut last = restart(slot);
     loop {
-        if mode != TickMode::Spin {
+        if matches!(mode, TickMode::Sleep | TickMode::Write) {
             std::thread::sleep(INTERVAL);
         }
-        if let Some(file) = &file {
-            use std::os::unix::fs::FileExt;
-            file.write_all_at(&last.to_le_bytes(), 0)?;
+        match &file {
+            Some(file) if mode == TickMode::Call => knock(file)?,
+            Some(file) => file.write_all_at(&last.to_le_bytes(), 0)?,
+            None => {}
         }
         let now = now_ns();
         record(slot, last, now);
@@ -133,7 +138,21 @@ pub(super) fn run(memory: &OwnedFd, slot: usize, slots: usize, mode: TickMode) -
     }
 }
 
-fn restart(slot: &[AtomicU64]) -> u64 {
+/// A call that counts as modifying, by its number and by the file system of its descriptor, and that the kernel refuses: the
+/// descriptor is for reading only (`EBADF`, ksys_pwrite64 in fs/read_write.c). It waits at the fence like a write and changes nothing.
+///
+/// # Errors
+/// When the kernel did not refuse it: the descriptor was no such one.
+pub(crate) fn knock(read_only: &File) -> io::Result<()> {
+    match rustix::io::pwrite(read_only, &[0], 0) {
+        Err(rustix::io::Errno::BADF) => Ok(()),
+        Err(e) => Err(e.into()),
+        Ok(_) => Err(io::Error::other("a read-only descriptor took a write")),
+    }
+}
+
+/// Starts a slot's count anew.
+pub(crate) fn restart(slot: &[AtomicU64]) -> u64 {
     let asked = slot[RESET_ASKED].load(Acquire);
     for word in &slot[STARTED..] {
         word.store(0, Relaxed);
@@ -145,7 +164,8 @@ fn restart(slot: &[AtomicU64]) -> u64 {
     now
 }
 
-fn record(slot: &[AtomicU64], last: u64, now: u64) {
+/// Counts the time between two ticks.
+pub(crate) fn record(slot: &[AtomicU64], last: u64, now: u64) {
     let gap = now.saturating_sub(last);
     let add = |word: &AtomicU64| word.store(word.load(Relaxed) + 1, Relaxed);
     add(&slot[HISTOGRAM + bucket(gap)]);
@@ -155,6 +175,21 @@ fn record(slot: &[AtomicU64], last: u64, now: u64) {
     }
     slot[LAST].store(now, Relaxed);
     slot[COUNT].store(slot[COUNT].load(Relaxed) + 1, Release);
+}
+
+/// What a slot holds now.
+pub(crate) fn report(slot: &[AtomicU64], mode: TickMode) -> TickReport {
+    let word = |i: usize| slot[i].load(Relaxed);
+    let bar = |b: usize| (lower_bound(b), word(HISTOGRAM + b));
+    TickReport {
+        mode,
+        count: slot[COUNT].load(Acquire),
+        max_gap_ns: word(MAX),
+        max_at_ns: word(MAX_AT),
+        started_ns: word(STARTED),
+        last_ns: word(LAST),
+        histogram: (0..BUCKETS).map(bar).filter(|(_, n)| *n > 0).collect(),
+    }
 }
 
 /// The tickers of a demo, seen from outside.
@@ -179,21 +214,7 @@ impl Tickers {
     /// What each ticker saw, in the order of the workload.
     #[must_use]
     pub fn reports(&self) -> Vec<TickReport> {
-        let report = |(index, mode): (usize, &TickMode)| {
-            let slot = self.slot(index);
-            let word = |i: usize| slot[i].load(Relaxed);
-            let bar = |b: usize| (lower_bound(b), word(HISTOGRAM + b));
-            TickReport {
-                mode: *mode,
-                count: slot[COUNT].load(Acquire),
-                max_gap_ns: word(MAX),
-                max_at_ns: word(MAX_AT),
-                started_ns: word(STARTED),
-                last_ns: word(LAST),
-                histogram: (0..BUCKETS).map(bar).filter(|(_, n)| *n > 0).collect(),
-            }
-        };
-        self.modes.iter().enumerate().map(report).collect()
+        self.modes.iter().enumerate().map(|(index, mode)| report(self.slot(index), *mode)).collect()
     }
 
     /// Starts every ticker's count anew and waits until it has.

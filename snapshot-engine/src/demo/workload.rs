@@ -31,6 +31,22 @@ pub enum TickMode {
     Spin,
     /// Sleeps 100 us, then overwrites 8 bytes of a file of the container: sees what a writer sees.
     Write,
+    /// Makes one call after the other that counts as modifying and that the kernel refuses: sees what a writer sees who never
+    /// rests, and changes nothing.
+    Call,
+}
+
+impl TickMode {
+    /// The mode as one word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            TickMode::Sleep => "sleep",
+            TickMode::Spin => "spin",
+            TickMode::Write => "write",
+            TickMode::Call => "call",
+        }
+    }
 }
 
 /// One kind of load.
@@ -69,6 +85,26 @@ pub enum Job {
         kib: u32,
         /// How often.
         rate: Rate,
+    },
+    /// Processes that overwrite 4 KiB at random places of one file of 64 MiB.
+    Random {
+        /// How many.
+        writers: u32,
+        /// How often each of them.
+        rate: Rate,
+    },
+    /// Appends pages to a journal with an `fdatasync` after each, and writes them to their place in a file of `mib` MiB afterwards, as a
+    /// database does.
+    Syncing {
+        /// Size of the file.
+        mib: u32,
+        /// How often.
+        rate: Rate,
+    },
+    /// Processes that do nothing but create, rename and delete small files and change their modes.
+    Storm {
+        /// How many.
+        writers: u32,
     },
     /// Processes that do nothing but write.
     Flatout {
@@ -122,7 +158,7 @@ impl Workload {
 /// A workload's text that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{job:?} is no job; use a comma-separated list of log, database, churn, tick, spin, write-tick, idle, mmap, flatout, sleepers, \
+    "{job:?} is no job; use a comma-separated list of log, database, churn, tick, spin, write-tick, call-tick, idle, mmap, flatout, random, syncing, storm, sleepers, \
      each with =N (files, MiB, KiB, processes) and :light, :medium or :flat where it has them"
 )]
 pub struct BadWorkload {
@@ -158,13 +194,17 @@ fn parse_job(text: &str) -> Option<Job> {
         "database" => Job::Database { mib: or(4), rate: paced },
         "churn" if number.is_none() => Job::Churn { rate: paced },
         "mmap" => Job::Mmap { kib: or(64), rate: paced },
+        "random" => Job::Random { writers: or(4), rate: paced },
+        "syncing" => Job::Syncing { mib: or(16), rate: paced },
         _ if rate.is_some() => return None,
         "flatout" => Job::Flatout { writers: or(1) },
+        "storm" => Job::Storm { writers: or(1) },
         "sleepers" => Job::Sleepers { count: or(100) },
         _ if number.is_some() => return None,
         "tick" => Job::Tick { mode: TickMode::Sleep },
         "spin" => Job::Tick { mode: TickMode::Spin },
         "write-tick" => Job::Tick { mode: TickMode::Write },
+        "call-tick" => Job::Tick { mode: TickMode::Call },
         "idle" => Job::Idle,
         _ => return None,
     };
@@ -184,8 +224,12 @@ impl fmt::Display for Workload {
                 Job::Tick { mode: TickMode::Sleep } => f.write_str("tick")?,
                 Job::Tick { mode: TickMode::Spin } => f.write_str("spin")?,
                 Job::Tick { mode: TickMode::Write } => f.write_str("write-tick")?,
+                Job::Tick { mode: TickMode::Call } => f.write_str("call-tick")?,
                 Job::Idle => f.write_str("idle")?,
                 Job::Mmap { kib, rate } => write!(f, "mmap={kib}:{rate}")?,
+                Job::Random { writers, rate } => write!(f, "random={writers}:{rate}")?,
+                Job::Syncing { mib, rate } => write!(f, "syncing={mib}:{rate}")?,
+                Job::Storm { writers } => write!(f, "storm={writers}")?,
                 Job::Flatout { writers } => write!(f, "flatout={writers}")?,
                 Job::Sleepers { count } => write!(f, "sleepers={count}")?,
             }
@@ -210,10 +254,10 @@ mod tests {
 
     #[test]
     fn text_and_back() {
-        let text = "log=3:medium,database=4:light,churn:flat,tick,spin,write-tick,idle,mmap=64:light,flatout=2,sleepers=100";
+        let text = "log=3:medium,database=4:light,churn:flat,tick,spin,write-tick,call-tick,idle,mmap=64:light,random=4:flat,syncing=16:medium,storm=1,flatout=2,sleepers=100";
         let workload: Workload = text.parse().unwrap();
         assert_eq!(workload.to_string(), text);
-        assert_eq!(workload.tickers(), [TickMode::Sleep, TickMode::Spin, TickMode::Write]);
+        assert_eq!(workload.tickers(), [TickMode::Sleep, TickMode::Spin, TickMode::Write, TickMode::Call]);
         let default = Workload::default();
         assert_eq!(default.to_string().parse(), Ok(default));
         for bad in ["", "log:fast", "tick:light", "churn=1", "sleepers=0", "sleepers=99999", "log,,tick"] {

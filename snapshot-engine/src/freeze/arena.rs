@@ -5,7 +5,11 @@
 //!   records  [ what each piece is, and the inode it belongs to ]          a list of fixed capacity
 //!   dirty    [ slots taken in this attempt, with their state ]            kept to be put back (T3)
 //!   bits     [ words of block bits taken, chained by slot ]
+//!   todo     [ which of `dirty` are still to be read ]
 //! ```
+//!
+//! What was read before the gate went up ([`super::early`]) lies in front of what the window reads. Both are applied in this order, as two
+//! rounds would be, so an inode that is in it twice ends as it was read last.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -59,6 +63,12 @@ impl<T> Fixed<T> {
     pub fn clear(&mut self) {
         self.items.clear();
     }
+
+    /// Forgets all but the first `len`.
+    #[inline]
+    pub fn truncate(&mut self, len: usize) {
+        self.items.truncate(len);
+    }
 }
 
 impl<T> std::ops::Deref for Fixed<T> {
@@ -84,12 +94,20 @@ pub struct TakenSlot {
     pub slot: SlotIndex,
     /// State bits, of all times it was taken.
     pub state: u64,
-    /// First of its words in `bits`, or [`END`].
+    /// Those of them that came since it was read last.
+    pub unread: u64,
+    /// First of its words in `bits`, or [`END`]. What was taken last comes first.
     pub bits: u32,
+    /// The first of its words that has been read already, with all behind it.
+    pub read_to: u32,
+    /// Its index is in [`Arena::todo`].
+    pub waits: bool,
     /// It was captured through a directory's entry, because it had no descriptor.
     pub through_entry: bool,
-    /// It is a directory, and all its entries were looked at.
-    pub listed: bool,
+    /// The turn in which it was taken last.
+    pub turn: u32,
+    /// It is a directory, and all its entries were looked at in this turn last; 0: never.
+    pub listed: u32,
     /// The directories that named it when the last round ended, if that is known and they are few.
     pub kin: Option<Kin>,
 }
@@ -98,7 +116,18 @@ impl TakenSlot {
     /// A slot of which nothing was taken yet.
     #[must_use]
     pub fn new(slot: SlotIndex) -> TakenSlot {
-        TakenSlot { slot, state: 0, bits: END, through_entry: false, listed: false, kin: None }
+        TakenSlot {
+            slot,
+            state: 0,
+            unread: 0,
+            bits: END,
+            read_to: END,
+            waits: false,
+            through_entry: false,
+            turn: 0,
+            listed: 0,
+            kin: None,
+        }
     }
 }
 
@@ -154,6 +183,16 @@ pub enum Record {
     Listing(Span),
 }
 
+/// How far the arena is filled.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Mark {
+    used: usize,
+    records: usize,
+    stats: usize,
+    entries: u64,
+    data_bytes: u64,
+}
+
 /// The arena.
 #[derive(Debug)]
 pub struct Arena {
@@ -163,6 +202,12 @@ pub struct Arena {
     pub(super) stats: Fixed<Statx>,
     pub(super) dirty: Fixed<TakenSlot>,
     pub(super) bits: Fixed<TakenBits>,
+    /// Indexes into `dirty`: what is still to be read.
+    pub(super) todo: Fixed<u32>,
+    /// How much was read before the gate went up.
+    pub(super) early: Mark,
+    /// Turns of taking and then reading: the early ones from 1 on, and the window's.
+    pub(super) turn: u32,
     /// Slot -> 1 + index into `dirty`; 0: not taken.
     pub(super) taken: Vec<u32>,
     /// Directories that are new, with their inode numbers: opened by the window, closed after it.
@@ -208,6 +253,9 @@ impl Arena {
             stats: Fixed::new(MAX_STATS, blank),
             dirty: Fixed::new(MAX_DIRTY, TakenSlot::new(SlotIndex(0))),
             bits: Fixed::new(MAX_BITS, TakenBits { word: 0, bits: 0, next: END }),
+            todo: Fixed::new(MAX_DIRTY, 0),
+            early: Mark::default(),
+            turn: 1,
             taken: touched(slots as usize),
             opened: Fixed::with(1024, || None),
             left_out: None,
@@ -226,6 +274,9 @@ impl Arena {
         }
         self.dirty.clear();
         self.bits.clear();
+        self.todo.clear();
+        self.early = Mark::default();
+        self.turn = 1;
         self.opened.clear();
         self.entries = 0;
         self.data_bytes = 0;
@@ -237,10 +288,50 @@ impl Arena {
         self.dirty.len() as u64
     }
 
-    /// Inodes and content bytes captured.
+    /// Inodes and content bytes captured inside the window.
     #[must_use]
     pub fn captured(&self) -> (u64, u64) {
-        (self.stats.len() as u64, self.data_bytes)
+        let (early_inodes, early_bytes) = self.captured_early();
+        (self.stats.len() as u64 - early_inodes, self.data_bytes - early_bytes)
+    }
+
+    /// Inodes and content bytes captured before the gate went up, and still good when it was.
+    #[must_use]
+    pub fn captured_early(&self) -> (u64, u64) {
+        (self.early.stats as u64, self.early.data_bytes)
+    }
+
+    /// Directory entries looked at inside the window.
+    #[must_use]
+    pub fn entries_captured(&self) -> u64 {
+        self.entries - self.early.entries
+    }
+
+    /// Pieces of content read inside the window.
+    #[must_use]
+    pub fn reads_captured(&self) -> u64 {
+        let inside = self.records[self.early.records..].iter();
+        inside.filter(|record| matches!(record, Record::Data { .. })).count() as u64
+    }
+
+    /// How far it is filled.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            used: self.used,
+            records: self.records.len(),
+            stats: self.stats.len(),
+            entries: self.entries,
+            data_bytes: self.data_bytes,
+        }
+    }
+
+    /// Forgets what was captured since the mark.
+    pub(super) fn back_to(&mut self, mark: Mark) {
+        self.used = mark.used;
+        self.records.truncate(mark.records);
+        self.stats.truncate(mark.stats);
+        self.entries = mark.entries;
+        self.data_bytes = mark.data_bytes;
     }
 
     /// The bytes of a span.

@@ -1,12 +1,12 @@
 //! Which gate is tried, how often, and when another pre-copy round is the better idea.
 //!
 //! ```text
-//!   look ahead: take what is dirty now, estimate ── too long ──► another round (G5)
+//!   look ahead: take and read what is dirty now (`early`), estimate the rest ── too long ──► another round (G5)
 //!        │
 //!        ├─ none:    at most `none_tries` looks, nobody is held
 //!        ├─ fence:   at most `fence_tries`, `pause` apart: a writer that was descheduled inside its call needs a core to leave it
 //!        └─ freezer: once more with everybody stopped
-//!   Cold, TooMuch, Estimate end the attempts at once: a round makes them succeed. So does Deadline, but for the freezer:
+//!   Cold, TooMuch, Estimate, Asked end the attempts at once: a round makes them succeed. So does Deadline, but for the freezer:
 //!   there it was mostly the tasks' way into it that took so long, and the next one may be quicker
 //! ```
 
@@ -15,6 +15,7 @@ use std::io;
 use std::time::Duration;
 
 use super::arena::{Arena, Kin};
+use super::early;
 use super::estimate::{Estimate, Work};
 use super::freezer::Freezer;
 use super::gate::{Abandoned, Gate, Pause};
@@ -24,7 +25,8 @@ use crate::kernel::scheduling::RealTime;
 use crate::model::dirty::Ino;
 use crate::model::options::GateChoice;
 use crate::track::Tracker;
-use crate::track::slots::SlotIndex;
+use crate::track::live::Stamp;
+use crate::track::slots::Slots;
 
 /// How windows are attempted.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +35,8 @@ pub struct Policy {
     pub choice: GateChoice,
     /// The longest window.
     pub budget: Duration,
+    /// The longest window of the fence, whatever the budget.
+    pub fence_max: Duration,
     /// How long calls under way may take to end under the fence.
     pub drain: Duration,
     /// Looks without a gate.
@@ -41,8 +45,12 @@ pub struct Policy {
     pub fence_tries: u32,
     /// Between two attempts.
     pub pause: Duration,
+    /// Bytes the arena has; `None`: what can be read within the budget.
+    pub arena: Option<usize>,
     /// For tests: see [`Window::probe`].
     pub probe: Option<fn(Moment)>,
+    /// For tests: see [`Window::early_read`].
+    pub early_read: bool,
 }
 
 impl Default for Policy {
@@ -50,16 +58,19 @@ impl Default for Policy {
         Policy {
             choice: GateChoice::Auto,
             budget: Duration::from_millis(1),
+            fence_max: FENCE_MAX,
             drain: Duration::from_micros(15),
             none_tries: 3,
             fence_tries: 20,
             pause: Duration::from_micros(50),
+            arena: None,
             probe: None,
+            early_read: false,
         }
     }
 }
 
-/// A held writer spins with preemption off: no longer than this, whatever the budget.
+/// A held writer spins with preemption off: no longer than this. Only tests on emulated processors allow more.
 pub const FENCE_MAX: Duration = Duration::from_millis(2);
 
 /// What the target allows right now.
@@ -69,6 +80,8 @@ pub struct Allowed<'a> {
     pub freezer_only: bool,
     /// Its owner has paused the container: it needs no gate, whatever was chosen, and must not be thawed.
     pub paused: bool,
+    /// The counters when `freezer_only` was found out.
+    pub asked: Stamp,
     /// The directories that named an inode when the last round ended.
     pub kin: &'a dyn Fn(Ino) -> Vec<Ino>,
     /// The container's freezer, if it has one of its own.
@@ -98,7 +111,6 @@ pub struct Attempts {
     pub abandoned: BTreeMap<(Gate, String), u32>,
     /// The stops of abandoned attempts: the container felt them too (G6).
     pub stops: Vec<(Gate, Duration)>,
-    cpus: usize,
 }
 
 /// Bytes the arena has for a budget: what can be read in it, and no less than 4 MiB.
@@ -116,13 +128,20 @@ impl Attempts {
     pub fn new(policy: Policy, tracker: &Tracker) -> io::Result<Attempts> {
         Ok(Attempts {
             policy,
-            arena: Arena::new(arena_size(policy.budget), tracker.slots().len())?,
+            arena: Arena::new(
+                policy.arena.unwrap_or_else(|| arena_size(policy.budget)),
+                tracker.slots().len(),
+            )?,
             estimate: Estimate::default(),
             count: 0,
             abandoned: BTreeMap::new(),
             stops: Vec::new(),
-            cpus: std::thread::available_parallelism().map_or(1, usize::from).max(online_cpus()),
         })
+    }
+
+    /// Which gates may be used, and for how long, from the next attempt on. The arena stays as large as it is.
+    pub fn choose(&mut self, choice: GateChoice, budget: Duration) {
+        self.policy = Policy { choice, budget, ..self.policy };
     }
 
     /// What was captured.
@@ -156,9 +175,11 @@ impl Attempts {
         gates.retain(|(hold, _)| allowed.paused || self.policy.choice.allows(hold.gate()));
         for (hold, tries) in gates {
             for _ in 0..tries {
-                match self.attempt(tracker, hot, hold, allowed.kin)? {
+                match self.attempt(tracker, hot, hold, &allowed)? {
                     Ok(pause) => return Ok(Outcome::Cut(pause)),
-                    Err(why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Estimate)) => {
+                    Err(
+                        why @ (Abandoned::Cold | Abandoned::TooMuch | Abandoned::Estimate | Abandoned::Asked),
+                    ) => {
                         return Ok(Outcome::Round(why));
                     }
                     Err(why @ Abandoned::Deadline) if !matches!(hold, Hold::Freezer(_)) => {
@@ -184,15 +205,18 @@ impl Attempts {
         tracker: &mut Tracker,
         hot: &Hot<'_>,
         hold: Hold<'_>,
-        kin: &dyn Fn(Ino) -> Vec<Ino>,
+        allowed: &Allowed<'_>,
     ) -> io::Result<Result<Pause, Abandoned>> {
-        let budget =
-            if matches!(hold, Hold::Fence) { self.policy.budget.min(FENCE_MAX) } else { self.policy.budget };
-        let result = match self.look_ahead(tracker, budget) {
+        let Policy { budget, fence_max, .. } = self.policy;
+        let budget = if matches!(hold, Hold::Fence) { budget.min(fence_max) } else { budget };
+        let result = match self.look_ahead(tracker, hot, budget, allowed) {
             Ok(()) => {
-                self.find_kin(tracker, hot, kin);
+                self.find_kin(tracker, hot, allowed.kin);
                 let armed = if let Hold::Freezer(freezer) = hold {
-                    freezer.arm()?;
+                    if let Err(e) = freezer.arm() {
+                        self.put_back(tracker);
+                        return Err(e);
+                    }
                     Some(freezer)
                 } else {
                     None
@@ -213,9 +237,10 @@ impl Attempts {
                     } else {
                         self.policy.drain
                     },
+                    asked: allowed.asked,
                     losses_seen,
                     captured_in: None,
-                    cpus: self.cpus,
+                    early_read: self.policy.early_read,
                     probe: self.policy.probe,
                 };
                 let began = super::reader::now();
@@ -223,7 +248,7 @@ impl Attempts {
                 let captured_in = window.captured_in;
                 let took = Duration::from_nanos(super::reader::now() - began);
                 if let Some(freezer) = armed {
-                    freezer.disarm()?;
+                    freezer.disarm();
                 }
                 if let Some(took) = captured_in {
                     self.learn(took);
@@ -239,20 +264,26 @@ impl Attempts {
         Ok(result)
     }
 
-    /// Takes what is dirty already, outside the window, and asks whether it can be captured within the budget (G5).
-    fn look_ahead(&mut self, tracker: &mut Tracker, budget: Duration) -> Result<(), Abandoned> {
+    /// Takes what is dirty already, outside the window, reads what of it can be read early, and asks whether the rest can be captured within
+    /// the budget (G5).
+    fn look_ahead(
+        &mut self,
+        tracker: &mut Tracker,
+        hot: &Hot<'_>,
+        budget: Duration,
+        allowed: &Allowed<'_>,
+    ) -> Result<(), Abandoned> {
         self.arena.reset();
         let again = tracker.take_again();
-        let (ring, _, slots) = tracker.window_parts();
+        let (_, _, slots) = tracker.window_parts();
         let mut result = Ok(());
         for &slot in &again {
             result = result.and_then(|()| take(&mut self.arena, slots, slot));
         }
-        while result.is_ok() {
-            let Some(record) = ring.next() else { break };
-            if let Some(index) = record.first_chunk::<4>() {
-                result = take(&mut self.arena, slots, SlotIndex(u32::from_ne_bytes(*index)));
-            }
+        result = result.and_then(|()| early::take_ring(tracker, &mut self.arena));
+        // Early reading relies on events and on calls being counted, and a container that stands still needs none.
+        if result.is_ok() && !allowed.freezer_only && !allowed.paused && !self.policy.early_read {
+            result = early::read(tracker, &mut self.arena, hot, budget);
         }
         if result.is_err() {
             // Those that did not fit keep their dirt and have to be remembered.
@@ -261,7 +292,7 @@ impl Attempts {
             }
             return result;
         }
-        let work = self.work();
+        let work = self.work(tracker.slots());
         // Headroom: the drain, and what becomes dirty until the gate is up.
         if self.estimate.of(work) + self.policy.drain > budget { Err(Abandoned::Estimate) } else { Ok(()) }
     }
@@ -283,16 +314,30 @@ impl Attempts {
         }
     }
 
-    fn work(&self) -> Work {
-        let blocks: u64 = self.arena.bits.iter().map(|b| u64::from(b.bits.count_ones())).sum();
-        Work { inodes: self.arena.inodes(), bytes: blocks << snapshot_ebpf::BLOCK_SHIFT, entries: 0 }
+    /// What is left for the window.
+    fn work(&self, slots: Slots<'_>) -> Work {
+        let mut work = Work { inodes: self.arena.todo.len() as u64, ..Work::default() };
+        for &index in self.arena.todo.iter() {
+            let taken = &self.arena.dirty[index as usize];
+            let mut at = taken.bits;
+            while at != taken.read_to {
+                let word = self.arena.bits[at as usize];
+                work.bytes += u64::from(word.bits.count_ones()) << slots.block_shift(taken.slot);
+                // Most runs are within one word, so this counts the reads.
+                work.reads += 1;
+                at = word.next;
+            }
+        }
+        work
     }
 
     fn learn(&mut self, took: Duration) {
+        let (inodes, bytes) = self.arena.captured();
         let work = Work {
-            inodes: self.arena.stats.len() as u64,
-            bytes: self.arena.data_bytes,
-            entries: self.arena.entries,
+            inodes,
+            reads: self.arena.reads_captured(),
+            bytes,
+            entries: self.arena.entries_captured(),
         };
         self.estimate.learn(work, took);
     }
@@ -349,12 +394,4 @@ impl Attempts {
         }
         self.arena.reset();
     }
-}
-
-fn online_cpus() -> usize {
-    // The programs know CPUs by number; numbers go up to the highest possible one.
-    std::fs::read_to_string("/sys/devices/system/cpu/possible")
-        .ok()
-        .and_then(|s| s.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<usize>().ok()))
-        .map_or(1, |n| n + 1)
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Work {
     /// Inodes to stat.
     pub inodes: u64,
+    /// Runs of blocks to read.
+    pub reads: u64,
     /// Bytes to read.
     pub bytes: u64,
     /// Directory entries to list.
@@ -23,6 +25,7 @@ pub struct Estimate {
 // Measured on a 2-core machine (statx + flistxattr; pread from the page cache; getdents64 + look-up), rounded up.
 const BASE_NS: f64 = 1_000.0;
 const INODE_NS: f64 = 1_200.0;
+const READ_NS: f64 = 200.0;
 const BYTE_NS: f64 = 0.15;
 const ENTRY_NS: f64 = 60.0;
 
@@ -34,7 +37,11 @@ impl Default for Estimate {
 
 impl Estimate {
     fn model(work: Work) -> f64 {
-        BASE_NS + work.inodes as f64 * INODE_NS + work.bytes as f64 * BYTE_NS + work.entries as f64 * ENTRY_NS
+        BASE_NS
+            + work.inodes as f64 * INODE_NS
+            + work.reads as f64 * READ_NS
+            + work.bytes as f64 * BYTE_NS
+            + work.entries as f64 * ENTRY_NS
     }
 
     /// The expected time of a capture.
@@ -57,8 +64,8 @@ mod tests {
     #[test]
     fn grows_with_the_work_and_learns_from_what_it_took() {
         let mut e = Estimate::default();
-        let small = Work { inodes: 1, bytes: 65536, entries: 0 };
-        let large = Work { inodes: 100, bytes: 10 << 20, entries: 1000 };
+        let small = Work { inodes: 1, reads: 1, bytes: 65536, entries: 0 };
+        let large = Work { inodes: 100, reads: 100, bytes: 10 << 20, entries: 1000 };
         assert!(e.of(large) > e.of(small) * 10);
         let before = e.of(large);
         e.learn(large, before * 4);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::nanos::Nanos;
+
 pub use crate::model::snapshot::Gate;
 
 /// Why an attempt came to nothing. What it had taken is dirty again (T3) and nobody is held any more.
@@ -23,6 +25,8 @@ pub enum Abandoned {
     Cold,
     /// A file with a shared writable mapping had changed: only the freezer will do (T4).
     Mapped,
+    /// Somebody has mapped a file shared, or used io_uring, since it was asked which gates can hold everybody.
+    Asked,
     /// Direct I/O was still landing.
     DirectIo,
     /// A directory or file changed under the reader, or could not be read.
@@ -42,6 +46,7 @@ impl std::fmt::Display for Abandoned {
             Abandoned::TooMuch => "more was dirty than the arena holds",
             Abandoned::Cold => "an inode had changed that was not made ready",
             Abandoned::Mapped => "a mapped file had changed; only the freezer can hold its writers",
+            Abandoned::Asked => "a file was mapped shared, or io_uring used, while the gate was chosen",
             Abandoned::DirectIo => "direct I/O was still landing",
             Abandoned::Unreadable => "something could not be read",
             Abandoned::NotFrozen => "the tasks did not freeze in time",
@@ -63,6 +68,18 @@ pub struct Pause {
     pub drain: Duration,
     /// Calls that were held.
     pub held: u64,
+    /// Between these moments lies the cut.
+    pub between: Between,
+}
+
+/// Two moments of the monotonic clock (`CLOCK_MONOTONIC`, nanoseconds) between which nothing changed: at the first no call was under way, and until
+/// the second none had begun. So the copy shows the tree at every instant between them (G1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Between {
+    /// Nothing was under way.
+    pub from: Nanos,
+    /// Nothing had begun.
+    pub to: Nanos,
 }
 
 impl Pause {

@@ -12,17 +12,19 @@
 //! ```
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, OFlags, SeekFrom, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
-use snapshot_ebpf::{BLOCK_SHIFT, DIRECT, MAPPED, META, TAIL, WHOLE};
+use snapshot_ebpf::{DIRECT, MAPPED, META, TAIL, WHOLE};
 
 use super::arena::{Arena, END, Record, Span, TakenBits, TakenSlot, touched};
 use super::gate::Abandoned;
-use crate::kernel::beneath::{READ, Stat};
+use super::place::{PATH, in_proc, locate, reopen};
+use crate::kernel::beneath::Stat;
 use crate::kernel::directory::{entries, getdents};
+use crate::kernel::holes;
 use crate::model::dirty::Ino;
 use crate::track::Live;
 use crate::track::slots::{SlotIndex, Slots};
@@ -122,20 +124,28 @@ pub fn take(arena: &mut Arena, slots: Slots<'_>, slot: SlotIndex) -> Result<(), 
         }
         known => known as usize - 1,
     };
-    arena.dirty[index].state |= slots.take_state(slot);
-    for w in 0..slots.bit_words(slot) {
-        let bits = slots.take_word(slot, w);
-        if bits != 0 {
-            let next = arena.dirty[index].bits;
-            let word = u32::try_from(w).unwrap_or(u32::MAX);
-            if !arena.bits.push(TakenBits { word, bits, next }) {
-                // No room to remember the bits one by one: the whole file, then (T1).
-                arena.dirty[index].state |= WHOLE;
-                continue;
-            }
-            arena.dirty[index].bits = u32::try_from(arena.bits.len() - 1).unwrap_or(END);
-        }
+    let state = slots.take_state(slot);
+    let taken = &mut arena.dirty[index];
+    taken.turn = arena.turn;
+    taken.state |= state;
+    taken.unread |= state;
+    // There is room for each of them once.
+    if !std::mem::replace(&mut taken.waits, true)
+        && !arena.todo.push(u32::try_from(index).unwrap_or(u32::MAX))
+    {
+        return Err(Abandoned::TooMuch);
     }
+    let (bits, dirty) = (&mut arena.bits, &mut arena.dirty[index]);
+    slots.take_bits(slot, |w, taken| {
+        let word = u32::try_from(w).unwrap_or(u32::MAX);
+        if bits.push(TakenBits { word, bits: taken, next: dirty.bits }) {
+            dirty.bits = u32::try_from(bits.len() - 1).unwrap_or(END);
+        } else {
+            // No room to remember the bits one by one: the whole file, then (T1).
+            dirty.state |= WHOLE;
+            dirty.unread |= WHOLE;
+        }
+    });
     Ok(())
 }
 
@@ -153,18 +163,21 @@ pub struct Reader<'a, 'h> {
     pub nobody_stores: bool,
     /// When to give up.
     pub deadline: u64,
+    /// The gate is not up yet: only what cannot change without an event may be read ([`super::early`]).
+    pub early: bool,
 }
 
 impl Reader<'_, '_> {
-    /// Captures everything that was taken.
+    /// Captures everything that was taken and not read yet.
     pub fn capture(&mut self) -> Result<(), Abandoned> {
         let mut i = 0;
-        while i < self.arena.dirty.len() {
+        while i < self.arena.todo.len() {
             self.in_time()?;
-            let taken = self.arena.dirty[i];
+            let index = self.arena.todo[i] as usize;
+            let taken = self.arena.dirty[index];
             if let Some((fd, kind)) = self.hot.get(taken.slot) {
                 self.known(fd, kind, taken)?;
-                self.arena.dirty[i].listed = kind == Kind::Directory;
+                self.listed_now(index, kind);
             }
             i += 1;
         }
@@ -180,18 +193,72 @@ impl Reader<'_, '_> {
             listed?;
             i += 1;
         }
-        if self.arena.dirty.iter().any(|t| !t.through_entry && !self.hot.has(t.slot) && !self.gone(t)) {
+        // Whoever has no descriptor was not read early, so he is still among these.
+        let mut waiting = self.arena.todo.iter().map(|&index| &self.arena.dirty[index as usize]);
+        if waiting.any(|t| !t.through_entry && !self.hot.has(t.slot) && !self.gone(t)) {
             return Err(Abandoned::Cold);
         }
         Ok(())
     }
 
-    /// Whether an inode without a descriptor, which no listing has shown, is gone. Every directory that named it was listed now, and so was every
-    /// directory that has changed since: it has no name any more.
+    /// Captures of what was taken all that can be captured before the gate is up; the rest waits on.
+    pub fn capture_early(&mut self) {
+        let mut waiting = 0;
+        for i in 0..self.arena.todo.len() {
+            let index = self.arena.todo[i];
+            if self.in_time().is_err() || !self.known_early(index as usize) {
+                self.arena.todo[waiting] = index;
+                waiting += 1;
+            }
+        }
+        self.arena.todo.truncate(waiting);
+    }
+
+    /// Reads a page and the metadata of some file that was made ready, and forgets them.
+    pub fn rehearse(&mut self) {
+        let Some((fd, kind)) = self.hot.items.iter().copied().find(|(_, kind)| *kind == Kind::File) else {
+            return;
+        };
+        let mark = self.arena.mark();
+        // What it says is of no interest.
+        let _ = self.known(fd, kind, TakenSlot { unread: META, ..TakenSlot::new(SlotIndex(0)) });
+        let _ = self.content(fd, 0, 4096);
+        self.arena.back_to(mark);
+    }
+
+    /// Captures one inode before the gate is up. False: it has to wait, and the arena is as before.
+    fn known_early(&mut self, index: usize) -> bool {
+        let taken = self.arena.dirty[index];
+        let Some((fd, kind)) = self.hot.get(taken.slot) else { return false };
+        // T4: stores to a mapped file's dirty pages are no events. The state tells what the last event saw, the question what is so now.
+        if taken.state & (MAPPED | DIRECT) != 0 || kind == Kind::File && self.ask(fd) != (false, false) {
+            return false;
+        }
+        let mark = self.arena.mark();
+        if self.known(fd, kind, taken).is_err() {
+            self.arena.back_to(mark);
+            return false;
+        }
+        self.listed_now(index, kind);
+        let taken = &mut self.arena.dirty[index];
+        taken.unread = 0;
+        taken.read_to = taken.bits;
+        taken.waits = false;
+        true
+    }
+
+    fn listed_now(&mut self, index: usize, kind: Kind) {
+        if kind == Kind::Directory {
+            self.arena.dirty[index].listed = self.arena.turn;
+        }
+    }
+
+    /// Whether an inode without a descriptor, which no listing has shown, is gone. Every directory that named it was listed since it was
+    /// taken, and so was every directory that has changed since: it has no name any more. (A listing of an earlier turn did not look for it.)
     fn gone(&self, taken: &TakenSlot) -> bool {
         let listed = |slot: SlotIndex| match self.arena.taken[slot.0 as usize] {
             0 => false,
-            index => self.arena.dirty[index as usize - 1].listed,
+            index => self.arena.dirty[index as usize - 1].listed >= taken.turn,
         };
         taken.kin.is_some_and(|kin| kin.into_iter().flatten().all(listed))
     }
@@ -208,20 +275,20 @@ impl Reader<'_, '_> {
 
     /// An inode the shadow knows, through its descriptor.
     fn known(&mut self, fd: BorrowedFd<'_>, kind: Kind, taken: TakenSlot) -> Result<(), Abandoned> {
-        if taken.state & MAPPED != 0 && !self.nobody_stores {
+        if taken.unread & MAPPED != 0 && !self.nobody_stores {
             return Err(Abandoned::Mapped);
         }
-        if taken.state & DIRECT != 0 && self.ask(fd).1 {
+        if taken.unread & DIRECT != 0 && self.ask(fd).1 {
             return Err(Abandoned::DirectIo);
         }
         let stat = self.inode(fd, c"", AtFlags::EMPTY_PATH, false)?;
         if stat.stx_nlink == 0 {
             return Ok(());
         }
-        if taken.state & META != 0 {
+        if taken.unread & META != 0 {
             if kind == Kind::Other {
-                let mut path = [0; 320];
-                let path = below(&mut path, fd, c"")?;
+                let mut path = [0; PATH];
+                let path = in_proc(&mut path, fd)?;
                 // Followed, as the link in /proc leads to the inode itself and, if that is a symbolic link, no further.
                 self.attributes(
                     |list| rustix::fs::listxattr(path, list),
@@ -240,23 +307,24 @@ impl Reader<'_, '_> {
             Kind::File => {}
         }
         let size = stat.stx_size;
-        if taken.state & WHOLE != 0 {
+        if taken.unread & WHOLE != 0 {
             return self.content(fd, 0, size);
         }
+        let shift = self.slots.block_shift(taken.slot);
         let mut at = taken.bits;
-        while at != END {
+        while at != taken.read_to {
             let word = self.arena.bits[at as usize];
             let mut bits = word.bits;
             while bits != 0 {
                 let first = bits.trailing_zeros();
                 let run = (bits >> first).trailing_ones();
-                let start = (u64::from(word.word) * 64 + u64::from(first)) << BLOCK_SHIFT;
-                self.content(fd, start, (start + (u64::from(run) << BLOCK_SHIFT)).min(size))?;
+                let start = (u64::from(word.word) * 64 + u64::from(first)) << shift;
+                self.content(fd, start, (start + (u64::from(run) << shift)).min(size))?;
                 bits &= if first + run == 64 { 0 } else { !0 << (first + run) };
             }
             at = word.next;
         }
-        if taken.state & TAIL != 0 {
+        if taken.unread & TAIL != 0 {
             self.content(fd, self.slots.covered(taken.slot), size)?;
         }
         Ok(())
@@ -342,7 +410,7 @@ impl Reader<'_, '_> {
     /// All entries of a directory; what is new among them is captured whole.
     fn list(&mut self, fd: BorrowedFd<'_>, ino: u64) -> Result<(), Abandoned> {
         self.record(Record::Directory(ino))?;
-        rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(0)).map_err(|_| Abandoned::Unreadable)?;
+        rustix::fs::seek(fd, SeekFrom::Start(0)).map_err(|_| Abandoned::Unreadable)?;
         loop {
             self.in_time()?;
             let start = self.arena.used;
@@ -401,20 +469,24 @@ impl Reader<'_, '_> {
                 return Ok(());
             }
             let taken = &mut self.arena.dirty[taken as usize - 1];
-            if std::mem::replace(&mut taken.through_entry, true) {
+            if !self.early && std::mem::replace(&mut taken.through_entry, true) {
                 return Ok(());
             }
         }
-        self.fresh(directory, name)
+        // Nobody watches it: what happened to it until the gate is up would be no event.
+        if self.early { Err(Abandoned::Cold) } else { self.fresh(directory, name) }
     }
 
-    /// An inode the shadow does not know: all of it.
+    /// An inode the shadow does not know: all of it. Opened as a location first, so that what is read is what was looked at, whatever has the
+    /// name by then; a device or a FIFO is never opened.
     fn fresh(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<(), Abandoned> {
-        let stat = rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
-            .map_err(|_| Abandoned::Unreadable)?;
+        let place = locate(directory, name)?;
+        let stat = self.inode(place.as_fd(), c"", AtFlags::EMPTY_PATH, true)?;
+        let mut path = [0; PATH];
+        let path = in_proc(&mut path, place.as_fd())?;
         match u32::from(stat.stx_mode) & libc::S_IFMT {
             libc::S_IFREG => {
-                let fd = open(directory, name, READ)?;
+                let fd = reopen(path, OFlags::empty())?;
                 let (mapped, direct) = self.ask(fd.as_fd());
                 if mapped && !self.nobody_stores {
                     return Err(Abandoned::Mapped);
@@ -422,91 +494,74 @@ impl Reader<'_, '_> {
                 if direct {
                     return Err(Abandoned::DirectIo);
                 }
-                let stat = self.inode(fd.as_fd(), c"", AtFlags::EMPTY_PATH, true)?;
                 self.attributes(
                     |list| rustix::fs::flistxattr(&fd, list),
                     |name, value| rustix::fs::fgetxattr(&fd, name, value),
                 )?;
-                self.content(fd.as_fd(), 0, stat.stx_size)
+                // Of holes nothing is read: a new file is zeros where it has no data.
+                let sparse = stat.stx_blocks.saturating_mul(512) < stat.stx_size;
+                if sparse {
+                    self.data(fd.as_fd(), stat.stx_size)
+                } else {
+                    self.content(fd.as_fd(), 0, stat.stx_size)
+                }
             }
             libc::S_IFDIR => {
-                let fd = open(directory, name, READ | OFlags::DIRECTORY)?;
-                let ino = self.inode(fd.as_fd(), c"", AtFlags::EMPTY_PATH, true)?.stx_ino;
+                let fd = reopen(path, OFlags::DIRECTORY)?;
                 self.attributes(
                     |list| rustix::fs::flistxattr(&fd, list),
                     |name, value| rustix::fs::fgetxattr(&fd, name, value),
                 )?;
-                if self.arena.opened.push(Some((fd, ino))) { Ok(()) } else { Err(Abandoned::TooMuch) }
+                if self.arena.opened.push(Some((fd, stat.stx_ino))) {
+                    Ok(())
+                } else {
+                    Err(Abandoned::TooMuch)
+                }
             }
             kind => {
-                self.inode(directory, name, AtFlags::SYMLINK_NOFOLLOW, true)?;
                 if kind == libc::S_IFLNK {
-                    self.link(directory, name)?;
+                    self.link(place.as_fd())?;
                 }
-                let mut path = [0; 320];
-                let path = below(&mut path, directory, name)?;
+                // As in `known`: followed to the inode itself and no further.
                 self.attributes(
-                    |list| rustix::fs::llistxattr(path, list),
-                    |name, value| rustix::fs::lgetxattr(path, name, value),
+                    |list| rustix::fs::listxattr(path, list),
+                    |name, value| rustix::fs::getxattr(path, name, value),
                 )
             }
         }
     }
 
-    fn link(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<(), Abandoned> {
+    /// The parts of a sparse file that have data.
+    fn data(&mut self, fd: BorrowedFd<'_>, size: u64) -> Result<(), Abandoned> {
+        // Nothing can be written back in here.
+        if holes::hidden(fd) {
+            return self.content(fd, 0, size);
+        }
+        let mut at = 0;
+        while at < size {
+            self.in_time()?;
+            let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+                Ok(start) => start.min(size),
+                Err(Errno::NXIO) => break,
+                // The file system cannot tell: all is data.
+                Err(_) => return self.content(fd, at, size),
+            };
+            let end = rustix::fs::seek(fd, SeekFrom::Hole(start)).map_or(size, |end| end.min(size));
+            if end <= start {
+                break;
+            }
+            self.content(fd, start, end)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, place: BorrowedFd<'_>) -> Result<(), Abandoned> {
         let used = self.arena.used;
         let room = &mut self.arena.bytes[used..];
         let room = if room.len() > 4096 { &mut room[..4096] } else { return Err(Abandoned::TooMuch) };
-        let n =
-            crate::kernel::directory::read_link(directory, name, room).map_err(|_| Abandoned::Unreadable)?;
+        let n = crate::kernel::directory::read_link(place, c"", room).map_err(|_| Abandoned::Unreadable)?;
         self.arena.used += n;
         self.record(Record::Link(Span { at: used, len: n }))
-    }
-}
-
-#[inline]
-fn open(directory: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Abandoned> {
-    // One component, not followed: it cannot lead out of the directory.
-    rustix::fs::openat(directory, name, flags, Mode::empty()).map_err(|_| Abandoned::Unreadable)
-}
-
-/// `/proc/self/fd/N/name`, or `/proc/self/fd/N` for an empty name, in memory of the caller's, for calls that take no descriptor.
-fn below<'b>(path: &'b mut [u8; 320], directory: BorrowedFd<'_>, name: &CStr) -> Result<&'b CStr, Abandoned> {
-    let mut at = 0;
-    let mut put = |bytes: &[u8]| {
-        let room = path.get_mut(at..at + bytes.len())?;
-        room.copy_from_slice(bytes);
-        at += bytes.len();
-        Some(())
-    };
-    let mut digits = [0; 10];
-    let mut n = directory.as_raw_fd().unsigned_abs();
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + u8::try_from(n % 10).unwrap_or(0);
-        n /= 10;
-        if n == 0 {
-            break;
-        }
-    }
-    put(b"/proc/self/fd/").and_then(|()| put(&digits[first..])).ok_or(Abandoned::Unreadable)?;
-    if !name.is_empty() {
-        put(b"/").and_then(|()| put(name.to_bytes())).ok_or(Abandoned::Unreadable)?;
-    }
-    put(b"\0").ok_or(Abandoned::Unreadable)?;
-    CStr::from_bytes_until_nul(path).map_err(|_| Abandoned::Unreadable)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_below_a_descriptor_is_built_without_allocating() {
-        let file = std::fs::File::open("/proc").unwrap();
-        let mut buffer = [0; 320];
-        let path = below(&mut buffer, file.as_fd(), c"self").unwrap();
-        assert_eq!(path.to_str().unwrap(), format!("/proc/self/fd/{}/self", file.as_raw_fd()));
     }
 }

@@ -1,22 +1,29 @@
 //! The whole way: layers in, image out.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::chunk::blob::Known;
-use crate::model::chunk::{Blob, BlobId, BlobIndex, ChunkRef, Format};
-use crate::model::overlay::{self, Namespaces};
-use crate::model::tree::Tree;
-use crate::rafs::bootstrap;
+use crate::model::base::KnownImage;
+use crate::model::chunk::Format;
+use crate::model::overlay::Namespaces;
+use crate::model::tree::{NodeId, Tree};
+use crate::rafs;
 
 use super::cache::Cache;
-use super::layer::{self, Conversion, Layer, Options};
-use super::oci::{self, BlobLayer, ImageConfig, ManifestDigest, OciTarget};
-use super::{ImageError, Progress, remove_scraps, write_atomically};
+use super::known::{self, Known};
+use super::layer::{self, Options};
+use super::oci::{self, ImageConfig, ManifestDigest, OciTarget};
+use super::stack::Stack;
+use super::{ImageBlob, ImageError, Progress, remove_scraps, write_atomically};
 
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// An image that all layers lie on.
+    pub parent: Option<KnownImage>,
+    /// Images whose chunks need not be stored again.
+    pub dictionaries: Vec<KnownImage>,
     /// Lower directories, the top one first, as in overlayfs' `lowerdir=`.
     pub lowers: Vec<PathBuf>,
     /// The frozen upperdir.
@@ -27,8 +34,10 @@ pub struct Request {
     pub work_dir: PathBuf,
     /// Where the image goes.
     pub target: OciTarget,
-    /// Compression, digest, chunk size.
+    /// Version, compression, digest, chunk size, what blobs have besides chunks.
     pub format: Format,
+    /// Paths in the image that are to be fetched first when it is mounted. What is not there is left out.
+    pub prefetch: Vec<PathBuf>,
     /// Which attributes are overlayfs' own: those of the container's mount.
     pub namespaces: Namespaces,
     /// Worker threads; 0 for one per CPU.
@@ -40,21 +49,8 @@ pub struct Request {
     /// Whether all must survive a crash once this returns; `false` is for measurements and tests.
     pub sync: bool,
     /// Whether an earlier, interrupted call with the same request may have finished the image: finding that very image under the
-    /// tag is then success.
+    /// tag is then success, and blobs of the target that are there already are read back.
     pub resumed: bool,
-}
-
-/// A blob of the image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageBlob {
-    /// Its id: the sha256 of the file.
-    pub id: BlobId,
-    /// Where it is, named by its id.
-    pub path: PathBuf,
-    /// Length of the file.
-    pub compressed: u64,
-    /// Length of its uncompressed address space.
-    pub uncompressed: u64,
 }
 
 /// How long each part took.
@@ -109,8 +105,9 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     if !request.resumed {
         oci::check(&request.target)?;
     }
+    let lower_format = Format { layout: request.format.layout.without_bootstrap(), ..request.format };
     let options = Options {
-        format: request.format,
+        format: lower_format,
         namespaces: request.namespaces,
         workers: request.workers,
         sync: request.sync,
@@ -122,55 +119,63 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let cache = Cache::open(&request.cache_dir)?;
     let mut timings = Timings::default();
     let mut stack = Stack::default();
+    let store = request.target.dir.join("blobs/sha256");
 
     let start = Instant::now();
+    let known = |image| known::load(image, request.format, &[&store, &cache.blobs()]);
+    if let Some(parent) = &request.parent {
+        stack.set_base(known(parent)?)?;
+    }
     let mut cached_lowers = 0;
     for lower in request.lowers.iter().rev() {
         progress.stage("lower");
         let cached = cache.layer(lower, options, progress)?;
         cached_lowers += usize::from(cached.hit);
-        stack.add_lower(cached.conversion)?;
+        stack.add_lower(cached)?;
+    }
+    for image in &request.dictionaries {
+        let Known { blobs, paths, .. } = known(image)?;
+        stack.add_blobs(blobs, paths)?;
     }
     timings.lowers = start.elapsed();
 
     let start = Instant::now();
     progress.stage("upper");
     let own = stack.next()?;
-    let known = std::mem::take(&mut stack.known);
+    let known = std::mem::take(&mut stack.chunks);
+    let options = Options { format: request.format, ..options };
     let upper = layer::convert(&request.upper, &blob_dir, known, own, options, progress)?;
     let (deduplicated, content_bytes) = (upper.saved, upper.content);
-    let stored_bytes = upper.layer.blob.as_ref().map_or(0, |blob| blob.file_size);
-    stack.add_upper(upper);
+    stack.add_tree(upper.tree);
     timings.upper = start.elapsed();
 
     let start = Instant::now();
     progress.stage("bootstrap");
-    let tree = overlay::merge(stack.trees, request.namespaces)?;
-    let boot = bootstrap::write(&tree, &stack.blobs, request.format)?;
+    let tree = stack.merge(request.namespaces)?;
+    let prefetch = nodes(&tree, &request.prefetch);
+    let mut stored_bytes = 0;
+    if let Some(mut open) = upper.blob {
+        if request.format.layout.has_bootstrap() {
+            stack.blobs.push(open.unfinished());
+            let inside = rafs::write(&tree, &stack.blobs, request.format, &prefetch)?;
+            open.add_bootstrap(&inside.bytes)?;
+            stack.blobs.pop();
+        }
+        let (blob, path) = open.finish(request.sync)?;
+        stored_bytes = blob.file_size;
+        stack.add_blob(blob, Some(path));
+    }
+    let boot = rafs::write(&tree, &stack.blobs, request.format, &prefetch)?;
     let bootstrap = request.work_dir.join("image.boot");
     write_atomically(&bootstrap, &boot.bytes, request.sync).map_err(ImageError::io("write", &bootstrap))?;
     timings.bootstrap = start.elapsed();
 
     let start = Instant::now();
     progress.stage("image");
-    let store = request.target.dir.join("blobs/sha256");
-    let used = boot.blobs.iter().filter_map(|index| {
-        let at = usize::from(index.0);
-        Some((stack.blobs.get(at)?, stack.paths.get(at)?))
-    });
-    let mut layers = Vec::new();
-    let mut blobs = Vec::new();
-    for (blob, path) in used {
-        layers.push(BlobLayer { id: blob.id, path: path.clone(), size: blob.file_size });
-        blobs.push(ImageBlob {
-            id: blob.id,
-            path: store.join(blob.id.to_string()),
-            compressed: blob.file_size,
-            uncompressed: blob.uncompressed_size,
-        });
-    }
-    let manifest =
-        oci::write(&request.target, &boot.bytes, &layers, &request.config, request.created, request.sync)?;
+    let (layers, blobs) = stack.used(&boot.blobs, &store)?;
+    let care = oci::Care { sync: request.sync, verify: request.resumed };
+    let content = oci::Content { bootstrap: &boot.bytes, version: request.format.version, blobs: &layers };
+    let manifest = oci::write(&request.target, content, &request.config, request.created, care)?;
     timings.oci = start.elapsed();
     Ok(Image {
         manifest,
@@ -189,51 +194,15 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     })
 }
 
-/// The layers so far, the lowest first, over one table of blobs.
-#[derive(Default)]
-struct Stack {
-    trees: Vec<Tree>,
-    blobs: Vec<Blob>,
-    paths: Vec<PathBuf>,
-    /// The first place of every chunk: a chunk that several lowers have is taken from the lowest.
-    known: Known,
-}
-
-impl Stack {
-    fn next(&self) -> Result<BlobIndex, ImageError> {
-        let index = u16::try_from(self.blobs.len());
-        Ok(BlobIndex(index.map_err(|_| crate::rafs::RafsError::TooManyBlobs(self.blobs.len()))?))
-    }
-
-    fn add_lower(&mut self, conversion: Conversion) -> Result<(), ImageError> {
-        let Conversion { layer: Layer { tree, blob }, blob_path, .. } = conversion;
-        let (Some(blob), Some(path)) = (blob, blob_path) else {
-            self.trees.push(tree);
-            return Ok(());
-        };
-        let own = self.next()?;
-        for (index, chunk) in blob.chunks.iter().enumerate() {
-            let name = ChunkRef { blob: own, index: index as u32 };
-            self.known.entry((chunk.digest, chunk.size)).or_insert(name);
-        }
-        let tree = layer::rename_chunks(tree, |chunk| {
-            // An index out of range stays as it is, and the bootstrap's checks name the file.
-            blob.chunks
-                .get(chunk.index as usize)
-                .and_then(|info| self.known.get(&(info.digest, info.size)).copied())
-                .unwrap_or(ChunkRef { blob: own, index: chunk.index })
-        })?;
-        self.trees.push(tree);
-        self.blobs.push(blob);
-        self.paths.push(path);
-        Ok(())
-    }
-
-    fn add_upper(&mut self, conversion: Conversion) {
-        self.trees.push(conversion.layer.tree);
-        if let (Some(blob), Some(path)) = (conversion.layer.blob, conversion.blob_path) {
-            self.blobs.push(blob);
-            self.paths.push(path);
+/// The nodes at paths of the image.
+fn nodes(tree: &Tree, paths: &[PathBuf]) -> Vec<NodeId> {
+    let mut found = Vec::new();
+    for path in paths {
+        match tree.lookup(path.as_os_str().as_bytes()) {
+            Some(id) if !found.contains(&id) => found.push(id),
+            Some(_) => {}
+            None => tracing::warn!(path = %path.display(), "not in the image: it is not prefetched"),
         }
     }
+    found
 }

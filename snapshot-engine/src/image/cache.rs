@@ -19,14 +19,14 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use crate::chunk::blob::Known;
-use crate::model::chunk::BlobIndex;
+use crate::model::chunk::{BlobIndex, Format};
 use crate::model::overlay::Namespaces;
 
-use super::layer::{self, Conversion, Layer, Options};
+use super::layer::{self, Layer, Options};
 use super::{ImageError, Progress};
 
 /// First bytes of an entry; the number is the version of everything after it.
-const MAGIC: &[u8; 16] = b"snapshot-layer 1";
+const MAGIC: &[u8; 16] = b"snapshot-layer 2";
 /// Magic and checksum.
 const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
 
@@ -41,8 +41,10 @@ pub struct Cache {
 /// A layer from the cache.
 #[derive(Debug)]
 pub struct Cached {
-    /// The layer, and its blob's file in the cache.
-    pub conversion: Conversion,
+    /// The layer.
+    pub layer: Layer,
+    /// Its blob's file in the cache.
+    pub blob_path: Option<PathBuf>,
     /// Whether it was there already.
     pub hit: bool,
 }
@@ -94,17 +96,18 @@ impl Cache {
             .map_err(io::Error::from)
             .map_err(ImageError::io("lock", &lock_path))?;
         let entry = self.dir.join("layers").join(&key);
-        if let Some(conversion) = self.load(&entry, options) {
-            return Ok(Cached { conversion, hit: true });
+        if let Some(cached) = self.load(&entry, options) {
+            return Ok(cached);
         }
-        let conversion = layer::convert(lower, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
-        self.store(&entry, &conversion.layer, options.sync)
-            .map_err(ImageError::io("write the cache entry", &entry))?;
-        Ok(Cached { conversion, hit: false })
+        let new = layer::convert(lower, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
+        let (blob, blob_path) = new.blob.map(|open| open.finish(options.sync)).transpose()?.unzip();
+        let layer = Layer { tree: new.tree, blob };
+        self.store(&entry, &layer, options.sync).map_err(ImageError::io("write the cache entry", &entry))?;
+        Ok(Cached { layer, blob_path, hit: false })
     }
 
     /// An entry, if it is whole, and its blob too. The blob's bytes are not hashed, only its length is compared.
-    fn load(&self, entry: &Path, options: Options) -> Option<Conversion> {
+    fn load(&self, entry: &Path, options: Options) -> Option<Cached> {
         let bytes = std::fs::read(entry).ok()?;
         let (head, body) = bytes.split_at_checked(HEAD)?;
         let checksum = head.strip_prefix(MAGIC)?;
@@ -126,7 +129,7 @@ impl Cache {
                 Some(path)
             }
         };
-        Some(Conversion { layer, blob_path, saved: 0, content: 0 })
+        Some(Cached { layer, blob_path, hit: true })
     }
 
     fn store(&self, entry: &Path, layer: &Layer, sync: bool) -> io::Result<()> {
@@ -153,9 +156,12 @@ fn key(lower: &Path, options: Options) -> io::Result<String> {
         put(&number.to_le_bytes());
     }
     let Options { format, namespaces, workers: _, sync: _ } = options;
-    put(format.compressor.to_string().as_bytes());
-    put(format.digester.to_string().as_bytes());
-    put(&format.chunk_size.bytes().to_le_bytes());
+    let Format { version, compressor, digester, chunk_size, layout } = format;
+    put(&version.number().to_le_bytes());
+    put(compressor.to_string().as_bytes());
+    put(digester.to_string().as_bytes());
+    put(&chunk_size.bytes().to_le_bytes());
+    put(layout.to_string().as_bytes());
     put(&[match namespaces {
         Namespaces::Trusted => 0,
         Namespaces::User => 1,
@@ -185,7 +191,7 @@ mod tests {
         assert!(!first.hit);
         let again = cache.layer(lower.path(), options(), &Quiet)?;
         assert!(again.hit);
-        assert_eq!(again.conversion.layer, first.conversion.layer);
+        assert_eq!(again.layer, first.layer);
 
         let entry = dir.path().join("layers").join(key(lower.path(), options())?);
         let whole = std::fs::read(&entry)?;
@@ -199,7 +205,7 @@ mod tests {
             std::fs::write(&entry, bad)?;
             assert!(!cache.layer(lower.path(), options(), &Quiet)?.hit, "flipped at {at}");
         }
-        let blob = first.conversion.blob_path.unwrap();
+        let blob = first.blob_path.unwrap();
         std::fs::remove_file(&blob)?;
         assert!(!cache.layer(lower.path(), options(), &Quiet)?.hit);
         assert!(blob.exists());

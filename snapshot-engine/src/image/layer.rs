@@ -1,10 +1,10 @@
 //! One directory to a layer: its tree, whose files name chunks, and the blob that has those which are new.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chunk::blob::Known;
+use crate::chunk::blob::{Known, OpenBlob};
 use crate::chunk::convert::{self, Job};
 use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
 use crate::model::overlay::Namespaces;
@@ -30,20 +30,20 @@ pub struct Options {
     pub namespaces: Namespaces,
     /// Worker threads; 0 for one per CPU.
     pub workers: usize,
-    /// Whether the blob must survive a crash.
+    /// Whether a cached layer must survive a crash.
     pub sync: bool,
 }
 
-/// A converted layer and what it cost.
+/// A converted directory whose blob is not finished yet, and what it cost.
 #[derive(Debug)]
 pub struct Conversion {
-    /// The layer.
-    pub layer: Layer,
-    /// Its blob's file.
-    pub blob_path: Option<PathBuf>,
+    /// What is in it.
+    pub tree: Tree,
+    /// Its blob; `None` if every chunk was known already.
+    pub blob: Option<OpenBlob>,
     /// Raw bytes that were found again and not stored.
     pub saved: u64,
-    /// Bytes of all files read; 0 for a layer from the cache.
+    /// Bytes of all files read.
     pub content: u64,
 }
 
@@ -73,7 +73,6 @@ pub fn convert(
         own,
         blob_dir,
         workers: options.workers,
-        sync: options.sync,
     };
     let converted = convert::convert(job, &|bytes| {
         let before = done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
@@ -85,8 +84,7 @@ pub fn convert(
             content.chunks = chunks;
         }
     }
-    let (blob, blob_path) = converted.blob.unzip();
-    Ok(Conversion { layer: Layer { tree, blob }, blob_path, saved: converted.saved, content: total })
+    Ok(Conversion { tree, blob: converted.blob, saved: converted.saved, content: total })
 }
 
 /// Changes every chunk reference of a tree.

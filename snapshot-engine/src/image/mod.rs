@@ -12,18 +12,22 @@
 pub mod build;
 pub mod cache;
 pub mod compare;
+pub mod known;
 pub mod layer;
 pub mod mount;
 pub mod oci;
+mod stack;
 mod walk;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::chunk::ChunkError;
+use crate::model::chunk::{BlobId, Format};
 use crate::model::overlay::OverlayError;
 use crate::model::tree::TreeError;
 use crate::rafs::RafsError;
+use crate::rafs::read::ReadError;
 
 /// Why no image could be made.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,42 @@ pub enum ImageError {
     /// The tree cannot be written as RAFS.
     #[error(transparent)]
     Rafs(#[from] RafsError),
+    /// The bootstrap of an image to build on cannot be read.
+    #[error("`{}` cannot be built on", path.display())]
+    Bootstrap {
+        /// The bootstrap.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ReadError,
+    },
+    /// An image to build on was made with other options.
+    #[error(
+        "`{}` was made {theirs}, and the image is to be made {wanted}: give the same options, or leave it out", path.display()
+    )]
+    OtherFormat {
+        /// Its bootstrap.
+        path: PathBuf,
+        /// How it was made.
+        theirs: Format,
+        /// How the new one is to be made.
+        wanted: Format,
+    },
+    /// An image to build on has something that a new one cannot refer to.
+    #[error("`{}` cannot be built on: {what}", path.display())]
+    Foreign {
+        /// Its bootstrap.
+        path: PathBuf,
+        /// What it has, and what to do.
+        what: &'static str,
+    },
+    /// A blob of an image that was built on is nowhere.
+    #[error(
+        "the image needs the blob {id} of the image it was built on, which is not there: say with blobs=DIR where it is"
+    )]
+    NoBlob {
+        /// Its id.
+        id: BlobId,
+    },
     /// A file of the engine's own could not be read or written.
     #[error("cannot {what} `{}`", path.display())]
     Io {
@@ -96,9 +136,9 @@ pub enum ImageError {
         /// Where it does not parse.
         source: serde_json::Error,
     },
-    /// The image cannot be mounted by the kernel.
+    /// The image cannot be mounted by the kernel: its blobs are compressed, or it is of v5.
     #[error(
-        "only an uncompressed image can be mounted by the kernel: build it with compressor `none`, or serve it with nydusd"
+        "only an uncompressed image of RAFS v6 can be mounted by the kernel: build it so (compressor `none`), or serve it with nydusd"
     )]
     Compressed,
     /// The mount was refused.
@@ -115,6 +155,19 @@ impl ImageError {
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
         move |source| ImageError::Io { what, path: path.to_owned(), source }
     }
+}
+
+/// A blob of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageBlob {
+    /// Its id: the sha256 of the file.
+    pub id: BlobId,
+    /// Where it is, named by its id.
+    pub path: PathBuf,
+    /// Length of the file.
+    pub compressed: u64,
+    /// Length of its uncompressed address space.
+    pub uncompressed: u64,
 }
 
 /// What is told of a long way's progress.

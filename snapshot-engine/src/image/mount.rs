@@ -12,7 +12,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
-use crate::model::chunk::Compressor;
+use crate::model::chunk::{Compressor, FsVersion};
 
 use super::ImageError;
 use super::build::Image;
@@ -44,7 +44,7 @@ impl Drop for Mounted {
 /// # Errors
 /// [`ImageError::Compressed`] when the kernel could not read it, [`ImageError::Mount`] when it refuses.
 pub fn mount(image: &Image, at: &Path) -> Result<Mounted, ImageError> {
-    if image.format.compressor != Compressor::None {
+    if image.format.compressor != Compressor::None || image.format.version != FsVersion::V6 {
         return Err(ImageError::Compressed);
     }
     let blobs: Vec<&Path> = image.blobs.iter().map(|b| b.path.as_path()).collect();
@@ -56,6 +56,29 @@ pub fn mount(image: &Image, at: &Path) -> Result<Mounted, ImageError> {
 /// # Errors
 /// [`ImageError::Mount`] when the kernel refuses.
 pub fn mount_files(bootstrap: &Path, blobs: &[&Path], at: &Path) -> Result<Mounted, ImageError> {
+    attach(bootstrap, blobs, at, SAFE | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    Ok(Mounted { at: at.to_owned() })
+}
+
+/// As [`mount_files`], to stay mounted, and with programs that can be run.
+///
+/// # Errors
+/// As [`mount_files`].
+pub fn mount_persistent(bootstrap: &Path, blobs: &[&Path], at: &Path) -> Result<(), ImageError> {
+    attach(bootstrap, blobs, at, SAFE)
+}
+
+/// Whoever made the image may have meant harm: no devices of his, and nobody else's rights.
+const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+fn attach(
+    bootstrap: &Path,
+    blobs: &[&Path],
+    at: &Path,
+    attributes: MountAttrFlags,
+) -> Result<(), ImageError> {
     let refused = |e: rustix::io::Errno| ImageError::Mount { path: bootstrap.to_owned(), source: e.into() };
     let open = |path: &Path| File::open(path).map_err(ImageError::io("open", path));
     let name = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -71,12 +94,7 @@ pub fn mount_files(bootstrap: &Path, blobs: &[&Path], at: &Path) -> Result<Mount
         files.push(file);
     }
     fsconfig_create(fs.as_fd()).map_err(refused)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let tree = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused)?;
     move_mount(tree.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(refused)?;
-    Ok(Mounted { at: at.to_owned() })
+        .map_err(refused)
 }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::SystemTime;
@@ -21,7 +21,7 @@ use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::chunk::BlobId;
+use crate::model::chunk::{BlobId, FsVersion};
 
 use super::{ImageError, remove_scraps, write_atomically};
 
@@ -113,6 +113,27 @@ pub struct BlobLayer {
     pub size: u64,
 }
 
+/// What the image consists of.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'a> {
+    /// The bootstrap.
+    pub bootstrap: &'a [u8],
+    /// The version of RAFS it is in.
+    pub version: FsVersion,
+    /// The blobs, in the order of its table.
+    pub blobs: &'a [BlobLayer],
+}
+
+/// How far the target's disk is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Care {
+    /// Everything is on disk before `index.json` names it; `false` is for measurements and tests.
+    pub sync: bool,
+    /// A blob that is there already is read back and compared with its name: an earlier try failed or was killed, perhaps by this disk. Otherwise name and
+    /// length are enough.
+    pub verify: bool,
+}
+
 /// The digest of a manifest, as `sha256:HEX`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ManifestDigest(pub String);
@@ -142,12 +163,13 @@ pub fn check(target: &OciTarget) -> Result<(), ImageError> {
 /// As [`check`], and when the layout cannot be written; then `index.json` is as it was.
 pub fn write(
     target: &OciTarget,
-    bootstrap: &[u8],
-    blobs: &[BlobLayer],
+    content: Content<'_>,
     config: &ImageConfig,
     created: SystemTime,
-    sync: bool,
+    care: Care,
 ) -> Result<ManifestDigest, ImageError> {
+    let sync = care.sync;
+    let Content { bootstrap, version, blobs } = content;
     if !is_tag(&target.tag) {
         return Err(ImageError::BadTag { tag: target.tag.clone() });
     }
@@ -172,7 +194,7 @@ pub fn write(
     let mut diff_ids = Vec::new();
     for blob in blobs {
         let path = store.join(blob.id.to_string());
-        place(&blob.path, &path, blob.size, sync).map_err(ImageError::io("place the blob", &path))?;
+        place(blob, &path, care).map_err(ImageError::io("place the blob", &path))?;
         let digest = format!("sha256:{}", blob.id);
         layers.push(json!({
             "mediaType": NYDUS_BLOB,
@@ -191,7 +213,7 @@ pub fn write(
     let mut layer = put(&store, BOOTSTRAP, &packed, sync)?;
     layer["annotations"] = json!({
         "containerd.io/snapshot/nydus-bootstrap": "true",
-        "containerd.io/snapshot/nydus-fs-version": "6",
+        "containerd.io/snapshot/nydus-fs-version": version.number().to_string(),
         "containerd.io/uncompressed": diff_id,
     });
     layers.push(layer);
@@ -303,22 +325,66 @@ fn read_index(dir: &Path) -> Result<Index, ImageError> {
 }
 
 /// Brings a blob into the store: a hard link where the file system allows, else a copy (a clone where it can).
-fn place(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<()> {
-    if std::fs::metadata(to).is_ok_and(|m| m.len() == size) {
+fn place(blob: &BlobLayer, to: &Path, care: Care) -> io::Result<()> {
+    let (from, sync) = (blob.path.as_path(), care.sync);
+    let there = std::fs::metadata(to).is_ok_and(|m| m.len() == blob.size);
+    if there && (!care.verify || is_whole(to, &blob.id)) {
         return Ok(());
+    }
+    if there {
+        tracing::warn!(path = %to.display(), "a blob of an earlier try is damaged: it is written anew");
     }
     match std::fs::remove_file(to) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    if std::fs::hard_link(from, to).is_err() {
-        let dir = to.parent().unwrap_or(Path::new("."));
+    let dir = to.parent().unwrap_or(Path::new("."));
+    // Durable before it has its name: what has the name and the size is as a rule not looked at again, and a disk that failed has lost the content.
+    let linked = same_file_system(from, dir) && {
+        if sync {
+            File::open(from)?.sync_all()?;
+        }
+        std::fs::hard_link(from, to).is_ok()
+    };
+    if !linked {
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
         // `copy_file_range` underneath, which clones on XFS and btrfs.
         io::copy(&mut File::open(from)?, file.as_file_mut())?;
+        if sync {
+            file.as_file().sync_all()?;
+        }
         file.persist(to).map_err(|e| e.error)?;
     }
-    if sync { File::open(to)?.sync_all() } else { Ok(()) }
+    if care.verify && !is_whole(to, &blob.id) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "read back, it is not what was written: a disk is failing",
+        ));
+    }
+    if sync { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+/// Whether a file has the content that it is named by. Read from the disk: the page cache keeps what it could not write back (mm/filemap.c marks such pages
+/// clean), so it is dropped first.
+fn is_whole(path: &Path, id: &BlobId) -> bool {
+    let hash = || -> io::Result<String> {
+        let mut file = File::open(path)?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        let (mut sum, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(hex::encode(sum.finalize())),
+                n => sum.update(&buffer[..n]),
+            }
+        }
+    };
+    hash().is_ok_and(|found| found == id.to_string())
+}
+
+fn same_file_system(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
+    device(a).is_some_and(|a| Some(a) == device(b))
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -2,6 +2,12 @@ use std::time::Duration;
 
 use super::*;
 
+fn content<'a>(bootstrap: &'a [u8], blobs: &'a [BlobLayer]) -> Content<'a> {
+    Content { bootstrap, version: FsVersion::V6, blobs }
+}
+
+const SYNC: Care = Care { sync: true, verify: false };
+
 fn target(dir: &Path, tag: &str, overwrite: bool) -> OciTarget {
     OciTarget { dir: dir.to_owned(), tag: tag.to_owned(), overwrite }
 }
@@ -28,8 +34,10 @@ fn layouts_are_valid_and_tags_add_up() {
     let config = ImageConfig { cmd: vec!["/bin/sh".into()], message: "why".into(), ..ImageConfig::default() };
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let one =
-        write(&target(&out, "v1", false), b"boot", std::slice::from_ref(&blob), &config, time, true).unwrap();
-    let two = write(&target(&out, "v2", false), b"boot two", &[], &config, time, false).unwrap();
+        write(&target(&out, "v1", false), content(b"boot", std::slice::from_ref(&blob)), &config, time, SYNC)
+            .unwrap();
+    let two =
+        write(&target(&out, "v2", false), content(b"boot two", &[]), &config, time, Care::default()).unwrap();
     assert_ne!(one, two);
     let index: Value = serde_json::from_slice(&std::fs::read(out.join("index.json")).unwrap()).unwrap();
     assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
@@ -56,14 +64,27 @@ fn layouts_are_valid_and_tags_add_up() {
     assert_eq!(layers[1]["annotations"]["containerd.io/snapshot/nydus-fs-version"], "6");
 
     // The same image again, and another one of the same tag.
-    let same = write(&target(&out, "v2", false), b"boot two", &[], &ImageConfig::default(), time, false);
+    let same = write(
+        &target(&out, "v2", false),
+        content(b"boot two", &[]),
+        &ImageConfig::default(),
+        time,
+        Care::default(),
+    );
     assert!(matches!(same, Err(ImageError::TargetExists { .. })), "another config is another image");
     let repeated =
         ImageConfig { cmd: vec!["/bin/sh".into()], message: "why".into(), ..ImageConfig::default() };
-    assert_eq!(write(&target(&out, "v2", false), b"boot two", &[], &repeated, time, false).unwrap(), two);
-    let again = write(&target(&out, "v1", false), b"x", &[], &ImageConfig::default(), time, false);
+    assert_eq!(
+        write(&target(&out, "v2", false), content(b"boot two", &[]), &repeated, time, Care::default())
+            .unwrap(),
+        two
+    );
+    let again =
+        write(&target(&out, "v1", false), content(b"x", &[]), &ImageConfig::default(), time, Care::default());
     assert!(matches!(again, Err(ImageError::TargetExists { tag, .. }) if tag == "v1"));
-    let three = write(&target(&out, "v1", true), b"x", &[], &ImageConfig::default(), time, false).unwrap();
+    let three =
+        write(&target(&out, "v1", true), content(b"x", &[]), &ImageConfig::default(), time, Care::default())
+            .unwrap();
     let index = read_index(&out).unwrap();
     assert_eq!(index.iter_tags().count(), 2);
     assert!(index.document.to_string().contains(&three.0) && !index.document.to_string().contains(&one.0));
@@ -93,7 +114,14 @@ fn concurrent_writers_all_get_their_tag() {
             let out = &out;
             scope.spawn(move || {
                 let target = target(out, &format!("t{i}"), false);
-                write(&target, b"b", &[], &ImageConfig::default(), SystemTime::UNIX_EPOCH, false).unwrap();
+                write(
+                    &target,
+                    content(b"b", &[]),
+                    &ImageConfig::default(),
+                    SystemTime::UNIX_EPOCH,
+                    Care::default(),
+                )
+                .unwrap();
             });
         }
     });
@@ -116,4 +144,34 @@ fn times_are_dates() {
     assert_eq!(at(951_826_154), "2000-02-29T12:09:14Z");
     assert_eq!(at(4_102_444_799), "2099-12-31T23:59:59Z");
     assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1969-12-31T23:59:59Z");
+}
+
+#[test]
+fn a_damaged_blob_of_an_earlier_try_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("layout");
+    let mut blob = blob(dir.path());
+    let placed = out.join("blobs/sha256").join(blob.id.to_string());
+    std::fs::create_dir_all(placed.parent().unwrap()).unwrap();
+    std::fs::write(&placed, b"blob bytEs").unwrap();
+    let make = |blob: &BlobLayer, verify| {
+        let care = Care { verify, ..SYNC };
+        let config = ImageConfig::default();
+        write(
+            &target(&out, "v", true),
+            content(b"boot", std::slice::from_ref(blob)),
+            &config,
+            SystemTime::UNIX_EPOCH,
+            care,
+        )
+    };
+    make(&blob, false).unwrap();
+    assert_eq!(std::fs::read(&placed).unwrap(), b"blob bytEs", "name and length are enough");
+    make(&blob, true).unwrap();
+    assert_eq!(std::fs::read(&placed).unwrap(), b"blob bytes");
+    // Its source is damaged too.
+    blob.path = dir.path().join("source");
+    std::fs::write(&blob.path, b"blob bytES").unwrap();
+    std::fs::remove_file(&placed).unwrap();
+    assert!(make(&blob, true).unwrap_err().to_string().contains("place the blob"));
 }

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::chunk::convert::Source;
 use crate::kernel::beneath::{Dir, Stat, Xattrs, stat_fd, xattrs_fd};
+use crate::kernel::descent::{Opener, Places};
 use crate::model::overlay::{Marks, Namespaces};
 use crate::model::tree::{Content, Kind, Meta, Mtime, Node, NodeId, Rdev, Tree};
 
@@ -20,7 +21,7 @@ use super::ImageError;
 
 /// The most entries of a layer.
 const MAX_ENTRIES: u64 = 1 << 24;
-/// The most bytes of attributes, link targets and directory paths of a layer.
+/// The most bytes of attributes and link targets of a layer.
 const MAX_BYTES: u64 = 1 << 30;
 /// The most chunks a layer's files may have, holes included: what keeps a few sparse files of exabytes from filling the memory.
 const MAX_CHUNKS: u64 = 1 << 25;
@@ -29,8 +30,8 @@ const MAX_CHUNKS: u64 = 1 << 25;
 pub(super) struct Walked {
     pub(super) root: Dir,
     pub(super) tree: Tree,
-    /// Directories by path from the root, for opening.
-    pub(super) dirs: Vec<CString>,
+    /// Its directories.
+    pub(super) dirs: Places,
     /// The files whose content is here, in tree order.
     pub(super) sources: Vec<Source>,
     /// The node of each source.
@@ -48,11 +49,12 @@ struct Found {
 
 #[derive(Default)]
 struct Queue {
-    todo: Vec<(usize, CString)>,
+    todo: Vec<usize>,
     /// Directories being listed.
     busy: usize,
     listings: Vec<Vec<Found>>,
-    paths: Vec<CString>,
+    /// Each directory has the number of its listing.
+    places: Places,
     failure: Option<ImageError>,
 }
 
@@ -69,10 +71,6 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn shown(path: &CString) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(path.to_bytes()))
-}
-
 /// Walks the tree at `layer`.
 pub(super) fn walk(
     layer: &Path,
@@ -87,12 +85,7 @@ pub(super) fn walk(
     let walk = Walk {
         layer,
         root: &root,
-        queue: Mutex::new(Queue {
-            todo: vec![(0, c".".to_owned())],
-            listings: vec![Vec::new()],
-            paths: vec![c".".to_owned()],
-            ..Queue::default()
-        }),
+        queue: Mutex::new(Queue { todo: vec![0], listings: vec![Vec::new()], ..Queue::default() }),
         changed: Condvar::new(),
         entries: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
@@ -113,7 +106,7 @@ pub(super) fn walk(
     assemble(layer, root_meta, queue.listings, chunk_size, namespaces).map(|(tree, sources, nodes)| Walked {
         root,
         tree,
-        dirs: queue.paths,
+        dirs: queue.places,
         sources,
         nodes,
     })
@@ -121,6 +114,7 @@ pub(super) fn walk(
 
 impl Walk<'_> {
     fn work(&self) {
+        let mut opener = Opener::new(self.root);
         loop {
             let mut queue = self
                 .changed
@@ -129,10 +123,11 @@ impl Walk<'_> {
             if queue.failure.is_some() {
                 return;
             }
-            let Some((index, path)) = queue.todo.pop() else { return };
+            let Some(index) = queue.todo.pop() else { return };
             queue.busy += 1;
+            let way = opener.way(&queue.places, index);
             drop(queue);
-            let listed = self.list(&path);
+            let listed = self.list(index, opener.open(way));
             let mut queue = lock(&self.queue);
             queue.busy -= 1;
             match listed {
@@ -141,12 +136,10 @@ impl Walk<'_> {
                 }
                 Ok(mut found) => {
                     for entry in found.iter_mut().filter(|e| e.stat.is_dir()) {
-                        let below = join(&path, &entry.name);
-                        entry.listing = Some(queue.listings.len());
-                        let number = queue.listings.len();
+                        let number = queue.places.add(index, entry.name.clone());
+                        entry.listing = Some(number);
                         queue.listings.push(Vec::new());
-                        queue.paths.push(below.clone());
-                        queue.todo.push((number, below));
+                        queue.todo.push(number);
                     }
                     queue.listings[index] = found;
                 }
@@ -156,10 +149,12 @@ impl Walk<'_> {
         }
     }
 
-    fn list(&self, path: &CString) -> Result<Vec<Found>, ImageError> {
-        let failed = |source| ImageError::Walk { path: shown(path), source };
-        let dir = self.root.open_dir(path).map_err(failed)?;
-        let mut entries = dir.entries().map_err(failed)?;
+    /// Lists a directory. Of errors the path is built here, where nobody has the lock.
+    fn list(&self, index: usize, dir: io::Result<Arc<Dir>>) -> Result<Vec<Found>, ImageError> {
+        let path = || lock(&self.queue).places.path(index);
+        let failed = |source| ImageError::Walk { path: path(), source };
+        let dir = dir.map_err(failed)?;
+        let mut entries = dir.entries_at_most(MAX_ENTRIES as usize).map_err(failed)?;
         let total = self.entries.fetch_add(entries.len() as u64, Ordering::Relaxed) + entries.len() as u64;
         let too_large = |what, most| ImageError::TooLarge { layer: self.layer.to_owned(), what, most };
         if total > MAX_ENTRIES {
@@ -168,33 +163,22 @@ impl Walk<'_> {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let mut found = Vec::with_capacity(entries.len());
         for entry in entries {
-            let failed =
-                |source: io::Error| ImageError::Walk { path: shown(&join(path, &entry.name)), source };
+            let failed = |source| ImageError::Walk {
+                path: path().join(OsStr::from_bytes(entry.name.to_bytes())),
+                source,
+            };
             let stat = dir.stat(&entry.name).map_err(failed)?;
             let xattrs = dir.xattrs(&entry.name).map_err(failed)?;
             let target =
                 if stat.is_symlink() { dir.read_link(&entry.name).map_err(failed)? } else { Vec::new() };
-            // A directory's path is kept until its files are read: a deep tree of many names counts, too.
-            let path = if stat.is_dir() { path.count_bytes() } else { 0 };
-            let bytes = xattrs.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() + target.len() + path;
+            let bytes = xattrs.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() + target.len();
             if self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) > MAX_BYTES {
-                return Err(too_large("bytes of attributes and paths", MAX_BYTES));
+                return Err(too_large("bytes of attributes and link targets", MAX_BYTES));
             }
             found.push(Found { name: entry.name, stat, xattrs, target, listing: None });
         }
         Ok(found)
     }
-}
-
-fn join(dir: &CString, name: &CString) -> CString {
-    if dir.as_c_str() == c"." {
-        return name.clone();
-    }
-    let mut path = dir.to_bytes().to_vec();
-    path.push(b'/');
-    path.extend_from_slice(name.to_bytes());
-    // Neither part has an inner NUL.
-    CString::new(path).unwrap_or_default()
 }
 
 fn meta(stat: &Stat, xattrs: Xattrs) -> Meta {

@@ -3,7 +3,11 @@
 //! A container owns the tree we walk and changes it while we do: a directory may become a symbolic link to
 //! `/etc` between two calls. So nothing here takes a path of more than the one component it opens, or it goes through
 //! `openat2(2)` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV`; files are opened `O_NOFOLLOW | O_NONBLOCK`
-//! (a FIFO cannot hold us) and `O_NOATIME` (reading leaves no trace).
+//! (a FIFO cannot hold us) and `O_NOATIME` (reading leaves no trace). Nothing is opened for reading before an `O_PATH` descriptor of it
+//! has shown what it is: opening a device may rewind a tape or start a watchdog.
+//!
+//! The root of a container's tree is [enclosed](Dir::enclose): a mount of its own, where the kernel itself refuses whatever a bug here
+//! might try.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -17,6 +21,12 @@ pub use crate::model::inode::{Stat, Xattrs};
 
 /// The most bytes one inode's attribute names may take (`XATTR_LIST_MAX`, linux/limits.h).
 const XATTR_LIST_MAX: usize = 65536;
+/// The most bytes of names and values read of one inode. XFS would take 65536 bytes for each of ten thousand names; no image format
+/// does, RAFS ends at 256 KiB.
+pub const XATTRS_MAX: usize = 1 << 20;
+/// How often an open is tried that the kernel wants tried again, and after how many tries each one waits a millisecond first.
+const TRIES: u32 = 1000;
+const TRIES_AT_ONCE: u32 = 100;
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +43,53 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
+}
+
+/// `struct mount_attr` (linux/mount.h).
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+// linux/mount.h
+const RDONLY: u64 = 0x1;
+const NOSUID: u64 = 0x2;
+const NODEV: u64 = 0x4;
+const NOEXEC: u64 = 0x8;
+const ATIME: u64 = 0x70;
+const NOATIME: u64 = 0x10;
+const NOSYMFOLLOW: u64 = 0x0020_0000;
+
+/// A directory as the root of a mount of its own, which is in no mount namespace.
+fn enclosed(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, path, flags)?;
+    let attr = MountAttr {
+        set: RDONLY | NOSUID | NODEV | NOEXEC | NOATIME | NOSYMFOLLOW,
+        clear: ATIME,
+        // MS_PRIVATE
+        propagation: 1 << 18,
+        userns: 0,
+    };
+    // SAFETY: the kernel reads `size_of::<MountAttr>()` bytes of `attr`, which is a `struct mount_attr` as of Linux 5.12, and an empty string.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(rustix::fs::openat(&tree, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl From<OwnedFd> for Dir {
@@ -56,9 +113,11 @@ pub(crate) const READ: OFlags = OFlags::RDONLY
     .union(OFlags::NOATIME)
     .union(OFlags::NOCTTY);
 
-fn beneath() -> ResolveFlags {
-    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV
-}
+/// How a name of the container's is resolved.
+pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
 
 impl Dir {
     /// Opens the root of a tree. Links on the way are followed: the path is the operator's, not the container's.
@@ -70,22 +129,43 @@ impl Dir {
         Ok(Dir { fd })
     }
 
+    /// Opens the root of a container's tree through a private mount of it: read-only, without devices, without links that are followed, without
+    /// access times, and without whatever is mounted below the tree. Nothing can be mounted into it, and it ends with the
+    /// descriptors opened through it.
+    ///
+    /// Where the kernel refuses that (the tree can be reached through another mount namespace only, or its mount may not be cloned), the tree
+    /// is opened as it is; everything else said above holds nevertheless.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn enclose(path: &Path) -> io::Result<Dir> {
+        match enclosed(path) {
+            Ok(fd) => Ok(Dir { fd }),
+            Err(error) => {
+                tracing::debug!(?path, %error, "the tree is read without a mount of its own");
+                Dir::open(path)
+            }
+        }
+    }
+
+    /// `openat2(2)` beneath this directory.
+    ///
+    /// The kernel asks for another try (`EAGAIN`) when a rename ran beside the walk, and when somebody holds a lease on the file. A
+    /// lease is never ours to wait out: after a second the answer is that error.
     fn openat(&self, name: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
+        let mut flags = flags;
+        let mut tries = 0;
         loop {
-            match rustix::fs::openat2(&self.fd, name, flags, Mode::empty(), beneath()) {
+            match rustix::fs::openat2(&self.fd, name, flags, Mode::empty(), BENEATH) {
                 Ok(fd) => return Ok(fd),
                 // O_NOATIME is for owners and CAP_FOWNER only; a squashing file system may refuse it.
-                Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => {
-                    return Ok(rustix::fs::openat2(
-                        &self.fd,
-                        name,
-                        flags.difference(OFlags::NOATIME),
-                        Mode::empty(),
-                        beneath(),
-                    )?);
+                Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => flags.remove(OFlags::NOATIME),
+                Err(Errno::AGAIN | Errno::INTR) if tries < TRIES => {
+                    tries += 1;
+                    if tries > TRIES_AT_ONCE {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
                 }
-                // The kernel asks for another try when a rename ran beside the walk (openat2(2), EAGAIN).
-                Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -99,13 +179,16 @@ impl Dir {
         Ok(Dir { fd: self.openat(name, READ | OFlags::DIRECTORY)? })
     }
 
-    /// Opens a regular file below this one for reading. The caller checks with [`Stat`] what it got: a device or FIFO opened by a race is
-    /// not read from.
+    /// Opens a regular file below this one for reading, and nothing else: what has the name is looked at before it is opened.
     ///
     /// # Errors
-    /// As `openat2(2)`.
+    /// As `openat2(2)`; `EINVAL` when it is no regular file.
     pub fn open_file(&self, name: &CStr) -> io::Result<OwnedFd> {
-        self.openat(name, READ)
+        let place = self.open_path(name)?;
+        if !stat_fd(place.as_fd())?.is_file() {
+            return Err(Errno::INVAL.into());
+        }
+        reopen(place.as_fd())
     }
 
     /// Opens any inode below this one as a location only (`O_PATH`): nothing is read and no device is woken.
@@ -167,6 +250,15 @@ impl Dir {
     /// As `readlinkat(2)`.
     pub fn read_link(&self, name: &CStr) -> io::Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.fd, name, Vec::with_capacity(256))?.into_bytes())
+    }
+
+    /// Sets an extended attribute of a name in this directory, not following a link.
+    ///
+    /// # Errors
+    /// As `setxattr(2)`.
+    pub fn set_xattr(&self, name: &CStr, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let path = in_proc(self.fd.as_fd(), Some(name));
+        Ok(rustix::fs::lsetxattr(&path, key, value, rustix::fs::XattrFlags::empty())?)
     }
 
     /// Every extended attribute of a name in this directory, sorted by name, not following a link.
@@ -283,6 +375,7 @@ fn xattrs(
         }
     };
     let mut all = Vec::new();
+    let mut total = len;
     for name in names[..len].split_inclusive(|b| *b == 0) {
         let Ok(key) = CStr::from_bytes_with_nul(name) else { continue };
         let mut value = vec![0; 256];
@@ -297,7 +390,12 @@ fn xattrs(
             }
         };
         if let Some(len) = len {
+            total += len;
+            if total > XATTRS_MAX {
+                return Err(Errno::TOOBIG.into());
+            }
             value.truncate(len);
+            value.shrink_to_fit();
             all.push((key.to_bytes().to_vec(), value));
         }
     }
@@ -341,17 +439,32 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_cannot_hold_us() -> io::Result<()> {
+    fn a_fifo_is_not_opened() -> io::Result<()> {
         let tree = tempfile::tempdir()?;
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            tree.path().join("fifo"),
-            rustix::fs::FileType::Fifo,
-            Mode::RUSR,
-            0,
-        )?;
-        let fd = Dir::open(tree.path())?.open_file(c"fifo")?;
-        assert!(!stat_fd(fd.as_fd())?.is_file());
+        let path = tree.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        let refused = Dir::open(tree.path())?.open_file(c"fifo").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn a_lease_is_an_error_and_no_endless_loop() -> io::Result<()> {
+        let tree = tempfile::tempdir()?;
+        std::fs::write(tree.path().join("leased"), "x")?;
+        let holder = std::fs::File::open(tree.path().join("leased"))?;
+        // fcntl(2), F_SETSIG: the usual signal of a broken lease would end the test, this one is ignored.
+        const SET_SIGNAL: i32 = 10;
+        // SAFETY: takes no pointers; the descriptor is open.
+        let quiet = unsafe { libc::fcntl(holder.as_raw_fd(), SET_SIGNAL, libc::SIGURG) } == 0;
+        // SAFETY: as above.
+        let leased =
+            quiet && unsafe { libc::fcntl(holder.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) } == 0;
+        if !leased {
+            return Ok(());
+        }
+        let refused = Dir::open(tree.path())?.openat(c"leased", READ).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EAGAIN));
         Ok(())
     }
 }

@@ -5,13 +5,19 @@
 #![expect(unsafe_code, reason = "raw system calls and shared memory live here and nowhere else")]
 
 pub mod beneath;
+pub mod descent;
 pub mod directory;
+pub mod held;
+pub mod holes;
 pub mod perf;
 pub mod process;
+pub mod removal;
 pub mod scheduling;
 pub mod shared;
 pub mod signals;
+pub mod turn;
 pub mod uring;
+pub mod usage;
 pub mod watchdog;
 pub mod words;
 pub mod writeback;

@@ -2,6 +2,10 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+/// Above all that has no reason to be quicker than a container's writers.
+const PRIORITY: libc::c_int = 50;
 
 /// Raises the calling thread to real-time priority until it is dropped; best effort.
 #[derive(Debug)]
@@ -14,7 +18,7 @@ impl RealTime {
     /// RT_GROUP_SCHED): then the thread stays as it is.
     #[must_use]
     pub fn raise() -> RealTime {
-        RealTime { raised: schedule(libc::SCHED_FIFO, 50).is_ok() }
+        RealTime { raised: schedule(libc::SCHED_FIFO, PRIORITY).is_ok() }
     }
 
     /// Whether it was granted.
@@ -28,6 +32,38 @@ impl Drop for RealTime {
     fn drop(&mut self) {
         if self.raised && schedule(libc::SCHED_OTHER, 0).is_err() {
             tracing::warn!("the thread could not be given its usual priority back");
+        }
+    }
+}
+
+/// The calling thread without real-time priority until it is dropped: for who waits for tasks that may need this very core.
+#[derive(Debug)]
+pub struct Aside {
+    raised: bool,
+}
+
+impl Aside {
+    /// Steps aside. Nothing happens to a thread that has no real-time priority.
+    #[must_use]
+    pub fn step() -> Aside {
+        // SAFETY: pid 0 is the calling thread; the call has no other effect than its result.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        Aside { raised: policy == libc::SCHED_FIFO && schedule(libc::SCHED_OTHER, 0).is_ok() }
+    }
+
+    /// Lets whoever waits for this core run, and says how long he did.
+    pub fn yield_now(&self) -> Duration {
+        let began = Instant::now();
+        std::thread::yield_now();
+        began.elapsed()
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if self.raised {
+            // Refused: the thread goes on as others do. Nothing is logged, as somebody may be held.
+            let _ = schedule(libc::SCHED_FIFO, PRIORITY);
         }
     }
 }

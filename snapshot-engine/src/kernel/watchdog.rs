@@ -9,11 +9,14 @@
 //! ```
 //!
 //! Armed before the freeze is written and disarmed after the thaw was, so there is no instruction at which the engine's death leaves
-//! the container frozen. A thaw of a container that is not frozen does nothing.
+//! the container frozen. A thaw of a container that is not frozen does nothing. The watchdog corrects the note ([`super::held`]) that is left
+//! for the case that both are killed.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+
+use super::held::{Note, THAWED};
 
 /// The watchdog of one freezer.
 #[derive(Debug)]
@@ -23,20 +26,28 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the process. `control` is the freezer's file, `thaw` what thaws when written to it, `limit` the longest freeze.
+    /// Starts the process. `control` is the freezer's file, `thaw` what thaws when written to it, `limit` the longest freeze, `note` what says
+    /// afterwards that nothing is frozen any more.
     ///
     /// # Errors
     /// As `pipe2(2)` and `fork(2)`.
-    pub fn start(control: BorrowedFd<'_>, thaw: &'static [u8], limit: Duration) -> io::Result<Watchdog> {
+    pub fn start(
+        control: BorrowedFd<'_>,
+        thaw: &'static [u8],
+        limit: Duration,
+        note: Option<&Note>,
+    ) -> io::Result<Watchdog> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let (control_fd, read_fd) = (control.as_raw_fd(), read.as_raw_fd());
+        // No descriptor is -1, and a write to it fails, which is as good.
+        let note_fd = note.map_or(-1, |note| std::os::fd::AsFd::as_fd(note).as_raw_fd());
         let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the child of a process with threads may only use async-signal-safe calls until it exits: `watch` makes
         // raw system calls alone, allocates nothing, takes no lock and never returns.
         let pid = unsafe { libc::fork() };
         match pid {
             -1 => Err(io::Error::last_os_error()),
-            0 => watch(read_fd, control_fd, thaw, limit),
+            0 => watch(read_fd, control_fd, note_fd, thaw, limit),
             _ => {
                 let child = rustix::process::Pid::from_raw(pid)
                     .ok_or_else(|| io::Error::other("fork gave no pid"))?;
@@ -82,7 +93,7 @@ impl Drop for Watchdog {
     clippy::multiple_unsafe_ops_per_block,
     reason = "one promise for all: plain system calls, and nothing else"
 )]
-fn watch(pipe: i32, control: i32, thaw: &[u8], limit: libc::c_int) -> ! {
+fn watch(pipe: i32, control: i32, note: i32, thaw: &[u8], limit: libc::c_int) -> ! {
     // SAFETY: system calls on plain numbers and on buffers that live here. Closing every other descriptor matters: this
     // process would otherwise keep the engine's BPF programs alive after its death, and its own pipe open.
     unsafe {
@@ -90,11 +101,14 @@ fn watch(pipe: i32, control: i32, thaw: &[u8], limit: libc::c_int) -> ! {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
-        // Out of the way first: the two may themselves be 0 or 1.
+        // Out of the way first: they may themselves be 0, 1 or 2.
         let (p, c) = (libc::fcntl(pipe, libc::F_DUPFD, 3), libc::fcntl(control, libc::F_DUPFD, 3));
+        let n = libc::fcntl(note, libc::F_DUPFD, 3);
         libc::dup2(p, 0);
         libc::dup2(c, 1);
-        libc::syscall(libc::SYS_close_range, 2u32, u32::MAX, 0u32);
+        libc::close(2);
+        libc::dup2(n, 2);
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32);
         let mut armed = false;
         loop {
             let mut poll = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
@@ -102,6 +116,7 @@ fn watch(pipe: i32, control: i32, thaw: &[u8], limit: libc::c_int) -> ! {
             if ready == 0 {
                 // The engine hangs (or was stopped) with the container frozen.
                 libc::pwrite(1, thaw.as_ptr().cast(), thaw.len(), 0);
+                libc::pwrite(2, THAWED.as_ptr().cast(), 1, 0);
                 armed = false;
                 continue;
             }
@@ -115,6 +130,8 @@ fn watch(pipe: i32, control: i32, thaw: &[u8], limit: libc::c_int) -> ! {
         if armed {
             libc::pwrite(1, thaw.as_ptr().cast(), thaw.len(), 0);
         }
+        // Also unarmed: the engine may have been killed between the thaw and its own correction of the note.
+        libc::pwrite(2, THAWED.as_ptr().cast(), 1, 0);
         libc::_exit(0)
     }
 }
@@ -135,21 +152,37 @@ mod tests {
     #[test]
     fn thaws_when_the_engine_goes_away_armed_and_only_then() {
         let control = tempfile::tempfile().unwrap();
-        let watchdog = Watchdog::start(control.as_fd(), b"0", Duration::from_secs(60)).unwrap();
+        let watchdog = Watchdog::start(control.as_fd(), b"0", Duration::from_secs(60), None).unwrap();
         watchdog.arm().unwrap();
         watchdog.disarm().unwrap();
         drop(watchdog);
         assert_eq!(written(control.try_clone().unwrap()), "");
-        let watchdog = Watchdog::start(control.as_fd(), b"0", Duration::from_secs(60)).unwrap();
+        let watchdog = Watchdog::start(control.as_fd(), b"0", Duration::from_secs(60), None).unwrap();
         watchdog.arm().unwrap();
         drop(watchdog);
         assert_eq!(written(control), "0");
     }
 
     #[test]
+    fn corrects_the_note_when_it_has_thawed() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("control");
+        std::fs::write(&control, "1").unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&control).unwrap();
+        let note = Note::write(dir.path(), &control, b"0").unwrap();
+        let watchdog = Watchdog::start(file.as_fd(), b"0", Duration::from_secs(60), Some(&note)).unwrap();
+        note.set(true).unwrap();
+        watchdog.arm().unwrap();
+        assert!(std::fs::read(dir.path().join("held")).unwrap().starts_with(b"F"));
+        drop(watchdog);
+        assert!(std::fs::read(dir.path().join("held")).unwrap().starts_with(b"-"));
+        assert_eq!(std::fs::read(&control).unwrap(), b"0");
+    }
+
+    #[test]
     fn thaws_when_the_engine_hangs() {
         let control = tempfile::tempfile().unwrap();
-        let watchdog = Watchdog::start(control.as_fd(), b"0", Duration::from_millis(20)).unwrap();
+        let watchdog = Watchdog::start(control.as_fd(), b"0", Duration::from_millis(20), None).unwrap();
         watchdog.arm().unwrap();
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(written(control.try_clone().unwrap()), "0");

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 /// 64-bit words in a `MAP_SHARED` mapping. Other processes may change them at any time, so they are atomics.
 ///
@@ -53,6 +53,16 @@ impl Words {
         // SAFETY: the mapping holds `len` words, is page-aligned, lives as long as `self`, and every bit pattern is an `AtomicU64`;
         // changes by other processes are what atomics are for.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// Writes the dirty pages to the file's disk and waits for it (`msync(MS_SYNC)`).
+    ///
+    /// # Errors
+    /// As `msync(2)`.
+    pub fn sync(&self) -> io::Result<()> {
+        let bytes = self.len * size_of::<AtomicU64>();
+        // SAFETY: the mapping made in `map`, whole; the call changes no memory.
+        Ok(unsafe { rustix::mm::msync(self.start.as_ptr().cast(), bytes, MsyncFlags::SYNC) }?)
     }
 }
 

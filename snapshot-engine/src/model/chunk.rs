@@ -7,9 +7,10 @@
 //! ```
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use super::format::{BadChunkSize, BlobLayout, ChunkSize, Compressor, Digester, Format, FsVersion};
 
 /// The block size of the images and the alignment of a chunk's slot.
 pub const BLOCK: u64 = 4096;
@@ -26,12 +27,21 @@ impl fmt::Debug for ChunkDigest {
     }
 }
 
-/// The id of a blob: the sha256 of the whole blob file.
+/// The id of a blob: the sha256 of the whole blob file, written in hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BlobId(pub [u8; 32]);
 
+impl BlobId {
+    /// That of a blob which is still being written. A bootstrap inside its own blob cannot know the id, and holds as many `x`
+    /// instead (builder/src/core, `dump_bootstrap`); readers then take the name of the file they were given.
+    pub const NOT_YET: BlobId = BlobId([0; 32]);
+}
+
 impl fmt::Display for BlobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == BlobId::NOT_YET {
+            return f.write_str(&"x".repeat(64));
+        }
         f.write_str(&hex::encode(self.0))
     }
 }
@@ -51,7 +61,7 @@ pub struct BlobIndex(pub u16);
 pub struct ChunkRef {
     /// Which blob of the table that goes with the tree.
     pub blob: BlobIndex,
-    /// Which chunk of that blob.
+    /// Position in [`Blob::chunks`].
     pub index: u32,
 }
 
@@ -60,6 +70,8 @@ pub struct ChunkRef {
 pub struct ChunkInfo {
     /// Digest of the raw bytes.
     pub digest: ChunkDigest,
+    /// Its number in the blob.
+    pub index: u32,
     /// Raw bytes.
     pub size: u32,
     /// Bytes in the blob; equal to `size` when stored raw.
@@ -78,143 +90,21 @@ impl ChunkInfo {
     }
 }
 
-/// How the chunks of a blob are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub enum Compressor {
-    /// Not at all: such an image can be mounted by the kernel's EROFS.
-    None,
-    /// LZ4 blocks: quick to make and to read.
-    Lz4Block,
-    /// Zstandard frames, level 3: small.
-    #[default]
-    Zstd,
-}
-
-/// How chunks are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub enum Digester {
-    /// BLAKE3, the default of the format.
-    #[default]
-    Blake3,
-    /// SHA-256.
-    Sha256,
-}
-
-/// A word that names no known option value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is not a {what}: give {allowed}")]
-pub struct UnknownWord {
-    /// What was given.
-    pub given: String,
-    /// What it was meant to be.
-    pub what: &'static str,
-    /// What may be given.
-    pub allowed: &'static str,
-}
-
-impl FromStr for Compressor {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Compressor, UnknownWord> {
-        match word {
-            "none" => Ok(Compressor::None),
-            "lz4_block" | "lz4" => Ok(Compressor::Lz4Block),
-            "zstd" => Ok(Compressor::Zstd),
-            _ => Err(UnknownWord {
-                given: word.to_owned(),
-                what: "compressor",
-                allowed: "none, lz4_block or zstd",
-            }),
-        }
-    }
-}
-
-impl fmt::Display for Compressor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Compressor::None => "none",
-            Compressor::Lz4Block => "lz4_block",
-            Compressor::Zstd => "zstd",
-        })
-    }
-}
-
-impl FromStr for Digester {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Digester, UnknownWord> {
-        match word {
-            "blake3" => Ok(Digester::Blake3),
-            "sha256" => Ok(Digester::Sha256),
-            _ => Err(UnknownWord { given: word.to_owned(), what: "digester", allowed: "blake3 or sha256" }),
-        }
-    }
-}
-
-impl fmt::Display for Digester {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Digester::Blake3 => "blake3",
-            Digester::Sha256 => "sha256",
-        })
-    }
-}
-
-/// The size of a chunk: a power of two from 4 KiB to 16 MiB, the range RAFS v6 allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ChunkSize(u32);
-
-/// A chunk size the format does not allow.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("chunk size {0} is not allowed: give a power of two from 4096 to 16777216")]
-pub struct BadChunkSize(pub u64);
-
-impl ChunkSize {
-    /// Checks a size in bytes.
-    ///
-    /// # Errors
-    /// When it is not a power of two from 4 KiB to 16 MiB.
-    pub fn new(bytes: u64) -> Result<ChunkSize, BadChunkSize> {
-        match u32::try_from(bytes) {
-            Ok(size) if size.is_power_of_two() && (1 << 12..=1 << 24).contains(&size) => Ok(ChunkSize(size)),
-            _ => Err(BadChunkSize(bytes)),
-        }
-    }
-
-    /// In bytes.
-    #[must_use]
-    pub fn bytes(self) -> u32 {
-        self.0
-    }
-
-    /// The base-2 logarithm.
-    #[must_use]
-    pub fn bits(self) -> u32 {
-        self.0.trailing_zeros()
-    }
-
-    /// How many chunks a file of `size` bytes has.
-    #[must_use]
-    pub fn count(self, size: u64) -> u64 {
-        size.div_ceil(u64::from(self.0))
-    }
-}
-
-impl Default for ChunkSize {
-    fn default() -> ChunkSize {
-        ChunkSize(1 << 20)
-    }
-}
-
-/// How chunks are made. Equal options give equal bytes; they are part of a cached layer's key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Format {
-    /// Compression of the chunks.
-    pub compressor: Compressor,
-    /// Digest of the chunks.
-    pub digester: Digester,
-    /// Size of all chunks but the last of a file.
-    pub chunk_size: ChunkSize,
+/// What a blob has behind its chunks, as the tables of a bootstrap say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobTail {
+    /// Which parts there are (`BlobFeatures`).
+    pub features: u32,
+    /// How the chunk information is compressed (`compress::Algorithm`): 0 for not at all, 3 for zstd.
+    pub info_compressor: u32,
+    /// Bytes of the chunk information in the blob; 0 where there is none.
+    pub info_stored: u64,
+    /// Its bytes uncompressed.
+    pub info_size: u64,
+    /// Bytes of the table of contents with its tar header; 0 where there is none.
+    pub toc_size: u32,
+    /// SHA-256 of those bytes.
+    pub toc_digest: [u8; 32],
 }
 
 /// A finished blob.
@@ -224,39 +114,16 @@ pub struct Blob {
     pub id: BlobId,
     /// How its chunks were made.
     pub format: Format,
-    /// Its chunks, in the order of their slots.
+    /// Its chunks, in the order of their slots; of a blob that is known from a bootstrap those the bootstrap names.
     pub chunks: Vec<ChunkInfo>,
-    /// Where the chunk data ends and the chunk information begins (`ci_offset`).
-    pub data_size: u64,
-    /// Length of the blob file.
+    /// How many chunks it has.
+    pub chunk_count: u32,
+    /// Where the part with the chunk data ends, its tar header included, and the chunk information begins (`ci_offset`).
+    pub data_end: u64,
+    /// Length of the blob file; of one that is being written, the place of the bootstrap in it.
     pub file_size: u64,
     /// End of the last slot.
     pub uncompressed_size: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunk_sizes_are_checked() {
-        assert!(ChunkSize::new(4096).is_ok());
-        assert!(ChunkSize::new(16 << 20).is_ok());
-        for bad in [0, 1, 2048, 4097, 32 << 20, u64::MAX] {
-            assert_eq!(ChunkSize::new(bad), Err(BadChunkSize(bad)));
-        }
-        assert_eq!(ChunkSize::default().count(0), 0);
-        assert_eq!(ChunkSize::default().count((1 << 20) + 1), 2);
-    }
-
-    #[test]
-    fn words_round_trip() {
-        for c in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
-            assert_eq!(c.to_string().parse(), Ok(c));
-        }
-        for d in [Digester::Blake3, Digester::Sha256] {
-            assert_eq!(d.to_string().parse(), Ok(d));
-        }
-        assert!("brotli".parse::<Compressor>().is_err());
-    }
+    /// What it has besides chunks.
+    pub tail: BlobTail,
 }

@@ -20,7 +20,8 @@ pub struct Dirty {
     pub direct: bool,
     /// Every byte from here to the end of the file (a write behind the blocks the tracker has bits for).
     pub tail: Option<u64>,
-    /// Byte ranges of the content, sorted and disjoint, in whole blocks of 64 KiB.
+    /// Byte ranges of the content, sorted and disjoint, in whole blocks: pages of files that were large when they were first
+    /// watched, 64 KiB of others.
     pub ranges: Vec<Range<u64>>,
 }
 

@@ -52,6 +52,9 @@ pub fn remedy_of_io(error: &io::Error) -> Option<String> {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
             "choose a writable directory with --work-dir, or run as root"
         }
+        _ if error.raw_os_error() == Some(libc::EIO) => {
+            "its disk reports errors (`dmesg` shows which): mend it, or choose another file system with --work-dir"
+        }
         _ => return None,
     };
     Some(text.to_owned())

@@ -1,8 +1,10 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
+pub mod base;
 pub mod chunk;
 pub mod dirty;
 pub mod fault;
+pub mod format;
 pub mod inode;
 pub mod nanos;
 pub mod options;

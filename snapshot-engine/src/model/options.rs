@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::base::KnownImage;
 use super::fault::{Class, Fault};
+use super::format::{BlobLayout, ChunkSize, Compressor, Digester, Format, FsVersion};
 use super::nanos::Nanos;
 use super::paths;
 use super::snapshot::Gate;
@@ -17,6 +19,9 @@ pub enum Error {
     /// A file system version we do not write.
     #[error("RAFS version {0} is not supported")]
     FsVersion(u32),
+    /// A table of contents in a blob of v5.
+    #[error("the blob layout `{0}` is not possible with RAFS v5")]
+    LayoutNeedsV6(BlobLayout),
     /// Not a power of two, or out of bounds.
     #[error("a chunk size of {0} bytes is not possible")]
     ChunkSize(u64),
@@ -53,7 +58,11 @@ impl Fault for Error {
     }
     fn remedy(&self) -> Option<String> {
         Some(match self {
-            Error::FsVersion(_) => "use --fs-version 6".to_owned(),
+            Error::FsVersion(_) => "use --fs-version 5 or 6".to_owned(),
+            Error::LayoutNeedsV6(_) => {
+                "use --fs-version 6, or --blob-layout plain: v5 has the digests of chunks in its bootstrap"
+                    .to_owned()
+            }
             Error::ChunkSize(_) | Error::Size(_) => {
                 "a chunk size is a power of two from 4KiB to 16MiB".to_owned()
             }
@@ -98,28 +107,6 @@ macro_rules! choice {
             }
         }
     };
-}
-
-choice! {
-    /// How chunks are compressed.
-    Compressor as "compressor" {
-        /// Not at all: the kernel's EROFS can mount the blob.
-        None = "none",
-        /// LZ4, block format.
-        Lz4Block = "lz4_block",
-        /// Zstandard.
-        Zstd = "zstd",
-    }
-}
-
-choice! {
-    /// How chunks are named.
-    Digest as "digest" {
-        /// BLAKE3.
-        Blake3 = "blake3",
-        /// SHA-256.
-        Sha256 = "sha256",
-    }
 }
 
 choice! {
@@ -187,9 +174,21 @@ pub struct CommitOptions {
     /// How chunks are compressed.
     pub compressor: Compressor,
     /// How chunks are named.
-    pub digest: Digest,
+    pub digest: Digester,
     /// Size of a chunk in bytes.
     pub chunk_size: u64,
+    /// What blobs have besides chunks.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub blob_layout: BlobLayout,
+    /// Paths in the image that are fetched first when it is mounted; a directory stands for all below it.
+    #[serde(default, with = "paths::list", skip_serializing_if = "Vec::is_empty")]
+    pub prefetch: Vec<PathBuf>,
+    /// The image of what lies below the container's upperdir: the lowers are not converted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<KnownImage>,
+    /// Images whose chunks are referred to and not stored again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunk_dict: Vec<KnownImage>,
     /// Which gate may be used.
     pub gate: GateChoice,
     /// Whether the tracker is used.
@@ -210,14 +209,23 @@ pub struct CommitOptions {
     pub author: Option<String>,
 }
 
+/// What is as it always was is not written: records of before and after an option came are the same.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 impl Default for CommitOptions {
     fn default() -> Self {
         CommitOptions {
             work_dir: "/tmp".into(),
             fs_version: 6,
             compressor: Compressor::Lz4Block,
-            digest: Digest::Blake3,
+            digest: Digester::Blake3,
             chunk_size: 1 << 20,
+            blob_layout: BlobLayout::Plain,
+            prefetch: Vec::new(),
+            parent: None,
+            chunk_dict: Vec::new(),
             gate: GateChoice::Auto,
             tracker: TrackerChoice::Auto,
             max_pause: Nanos(1_000_000),
@@ -247,8 +255,12 @@ impl CommitOptions {
         work_dir: PathBuf,
         fs_version: u32,
         compressor: Compressor,
-        digest: Digest,
+        digest: Digester,
         chunk_size: u64,
+        blob_layout: BlobLayout,
+        prefetch: Vec<PathBuf>,
+        parent: Option<KnownImage>,
+        chunk_dict: Vec<KnownImage>,
         gate: GateChoice,
         tracker: TrackerChoice,
         max_pause: Nanos,
@@ -260,18 +272,31 @@ impl CommitOptions {
         author: Option<String>,
     }
 
+    /// How the image is to be written.
+    ///
+    /// # Errors
+    /// When there is no such format.
+    pub fn format(&self) -> Result<Format, Error> {
+        let version = FsVersion::of(self.fs_version).ok_or(Error::FsVersion(self.fs_version))?;
+        let chunk_size = ChunkSize::new(self.chunk_size).map_err(|bad| Error::ChunkSize(bad.0))?;
+        if version == FsVersion::V5 && self.blob_layout.has_toc() {
+            return Err(Error::LayoutNeedsV6(self.blob_layout));
+        }
+        Ok(Format {
+            version,
+            compressor: self.compressor,
+            digester: self.digest,
+            chunk_size,
+            layout: self.blob_layout,
+        })
+    }
+
     /// Checks every bound.
     ///
     /// # Errors
     /// The first option that is out of bounds.
     pub fn validate(&self) -> Result<(), Error> {
-        if self.fs_version != 6 {
-            return Err(Error::FsVersion(self.fs_version));
-        }
-        // RAFS: RAFS_MAX_CHUNK_SIZE is 16 MiB; below 4 KiB a chunk would be smaller than a block.
-        if !self.chunk_size.is_power_of_two() || !(4 << 10..=16 << 20).contains(&self.chunk_size) {
-            return Err(Error::ChunkSize(self.chunk_size));
-        }
+        self.format()?;
         if !(1..=1000).contains(&self.maximum_times) {
             return Err(Error::MaximumTimes(self.maximum_times));
         }
@@ -309,7 +334,8 @@ mod tests {
     fn bounds_are_typed_errors() {
         let o = CommitOptions::default;
         for (options, error) in [
-            (o().fs_version(5u32), Error::FsVersion(5)),
+            (o().fs_version(4u32), Error::FsVersion(4)),
+            (o().fs_version(5u32).blob_layout(BlobLayout::Toc), Error::LayoutNeedsV6(BlobLayout::Toc)),
             (o().chunk_size(5000u64), Error::ChunkSize(5000)),
             (o().chunk_size(32u64 << 20), Error::ChunkSize(32 << 20)),
             (o().maximum_times(0u32), Error::MaximumTimes(0)),
@@ -325,10 +351,9 @@ mod tests {
 
     #[test]
     fn words_and_sizes() {
-        for c in Compressor::ALL {
-            assert_eq!(c.word().parse(), Ok(*c));
+        for gate in GateChoice::ALL {
+            assert_eq!(gate.word().parse(), Ok(*gate));
         }
-        assert!("lz4".parse::<Compressor>().is_err());
         assert_eq!(parse_size("1MiB"), Ok(1 << 20));
         assert_eq!(parse_size("64k"), Ok(64 << 10));
         assert_eq!(parse_size("4096"), Ok(4096));

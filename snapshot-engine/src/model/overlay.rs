@@ -125,20 +125,27 @@ impl Marks {
     }
 }
 
-/// Merges layers, the lowest first.
+/// Merges layers, the lowest first, over what an image shows, if there is one. In that, nothing is a mark: what looks like one is the
+/// image's own content.
 ///
 /// # Errors
 /// When a file's data is in no layer, or the result would be too large.
-pub fn merge(layers: impl IntoIterator<Item = Tree>, namespaces: Namespaces) -> Result<Tree, OverlayError> {
-    merge_bounded(layers, namespaces, MAX_ENTRIES)
+pub fn merge(
+    base: Option<Tree>,
+    layers: impl IntoIterator<Item = Tree>,
+    namespaces: Namespaces,
+) -> Result<Tree, OverlayError> {
+    merge_bounded(base, layers, namespaces, MAX_ENTRIES)
 }
 
 fn merge_bounded(
+    base: Option<Tree>,
     layers: impl IntoIterator<Item = Tree>,
     namespaces: Namespaces,
     most: usize,
 ) -> Result<Tree, OverlayError> {
-    let mut merger = Merger { nodes: Vec::new(), view: None };
+    let view = base.is_some().then_some(NodeId::ROOT);
+    let mut merger = Merger { nodes: base.map(Tree::into_nodes).unwrap_or_default(), view };
     for layer in layers {
         merger.step(layer, namespaces)?;
     }

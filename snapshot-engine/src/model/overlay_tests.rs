@@ -59,7 +59,7 @@ fn listing(tree: &Tree) -> Vec<(String, u32, Option<u64>)> {
 }
 
 fn merged(layers: &[&Tree]) -> Tree {
-    merge(layers.iter().map(|t| (*t).clone()), Namespaces::Both).unwrap()
+    merge(None, layers.iter().map(|t| (*t).clone()), Namespaces::Both).unwrap()
 }
 
 fn paths(tree: &Tree) -> Vec<String> {
@@ -155,7 +155,7 @@ fn redirects_cannot_multiply_without_end() {
         ]));
     }
     // "/" has an empty component and is refused as a path; "/a" is a directory of the view below.
-    assert!(merge(layers, Namespaces::Both).is_ok());
+    assert!(merge(None, layers, Namespaces::Both).is_ok());
     let mut layers = vec![tree(&[("a", dir(meta(1))), ("a/f", file(meta(1), 1))])];
     for _ in 0..40 {
         layers.push(tree(&[
@@ -165,7 +165,7 @@ fn redirects_cannot_multiply_without_end() {
             ("a", dir(with(2, &[("trusted.overlay.redirect", b"/n")]))),
         ]));
     }
-    assert!(matches!(merge_bounded(layers, Namespaces::Both, 100_000), Err(OverlayError::TooLarge)));
+    assert!(matches!(merge_bounded(None, layers, Namespaces::Both, 100_000), Err(OverlayError::TooLarge)));
 }
 
 #[test]
@@ -183,8 +183,21 @@ fn metacopy_takes_data_from_below_and_metadata_from_above() {
         listing(&merged(&[&lower, &upper]))[1..],
         [("/f".into(), 2, Some(77)), ("/moved".into(), 3, Some(88))]
     );
-    let alone = merge([upper], Namespaces::Both);
+    let alone = merge(None, [upper], Namespaces::Both);
     assert!(matches!(alone, Err(OverlayError::NoData { name }) if name == b"f"));
+}
+
+#[test]
+fn what_an_image_shows_has_no_marks() {
+    let opaque = with(1, &[("trusted.overlay.opaque", b"y")]);
+    let base = tree(&[("d", dir(opaque.clone())), ("d/gone", whiteout())]);
+    let upper = tree(&[("d", dir(meta(2))), ("d/new", file(meta(2), 5))]);
+    let seen = merge(Some(base.clone()), [tree(&[])], Namespaces::Both).unwrap();
+    let d = seen.lookup(b"d").unwrap();
+    assert_eq!(seen.get(d).unwrap().meta, opaque);
+    assert!(seen.lookup(b"d/gone").is_some());
+    let seen = merge(Some(base), [upper], Namespaces::Both).unwrap();
+    assert!(seen.lookup(b"d/gone").is_some() && seen.lookup(b"d/new").is_some());
 }
 
 #[test]
@@ -304,7 +317,7 @@ proptest! {
     #[test]
     fn merges_as_the_reference_does(layers in prop::collection::vec(layer(), 1..5)) {
         let built: Vec<_> = layers.iter().enumerate().map(|(i, l)| build(l, i as u32)).collect();
-        let got = merge(built.iter().map(|(t, _)| t.clone()), Namespaces::Trusted).unwrap();
+        let got = merge(None, built.iter().map(|(t, _)| t.clone()), Namespaces::Trusted).unwrap();
         let want = reference(&built.into_iter().map(|(_, k)| k).collect::<Vec<_>>());
         let want: Vec<_> = want.into_iter().map(|(p, (tag, size))| {
             let path: String = p.iter().flat_map(|c| ['/', (b'a' + c) as char]).collect();
@@ -315,17 +328,17 @@ proptest! {
         prop_assert_eq!(got, want);
     }
 
-    /// What was merged is a layer like any other: merging the lower ones first changes nothing.
+    /// What was merged can be built on: merging the lower layers first changes nothing.
     #[test]
     fn merging_the_lower_layers_first_changes_nothing(layers in prop::collection::vec(layer(), 2..5)) {
         let trees: Vec<Tree> = layers.iter().enumerate().map(|(i, l)| build(l, i as u32).0).collect();
-        let whole = merge(trees.clone(), Namespaces::Both).unwrap();
+        let whole = merge(None, trees.clone(), Namespaces::Both).unwrap();
         for cut in 1..trees.len() {
-            let lower = merge(trees[..cut].to_vec(), Namespaces::Both).unwrap();
+            let lower = merge(None, trees[..cut].to_vec(), Namespaces::Both).unwrap();
             let upper = trees[cut..].to_vec();
-            let again = merge(std::iter::once(lower).chain(upper), Namespaces::Both).unwrap();
+            let again = merge(Some(lower), upper, Namespaces::Both).unwrap();
             prop_assert_eq!(listing(&again), listing(&whole));
         }
-        prop_assert_eq!(merge([whole.clone()], Namespaces::Both).unwrap(), whole);
+        prop_assert_eq!(merge(None, [whole.clone()], Namespaces::Both).unwrap(), whole);
     }
 }

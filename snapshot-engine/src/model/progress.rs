@@ -8,6 +8,10 @@ pub trait Progress: Sync {
     fn total(&self, bytes: u64);
     /// So many bytes more are done.
     fn advance(&self, bytes: u64);
+    /// Whether somebody wants the stage to end early.
+    fn stopped(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody is watching.

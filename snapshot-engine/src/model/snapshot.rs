@@ -35,6 +35,28 @@ impl fmt::Display for Gate {
     }
 }
 
+/// What told the engine of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// The file system's tracepoints.
+    Tracepoints,
+    /// The functions of the VFS (`fentry`), for file systems without tracepoints.
+    Fentry,
+    /// Nothing: `--tracker none`.
+    None,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Backend::Tracepoints => "tracepoints",
+            Backend::Fentry => "fentry",
+            Backend::None => "none",
+        })
+    }
+}
+
 /// The figures of a cut. Units: nanoseconds, bytes, counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
@@ -64,15 +86,18 @@ pub struct Pause {
 pub struct TargetFacts {
     /// The name or id its runtime knows it by, or the reference it was named with.
     pub container: String,
-    /// Its init process at the time of the cut, as the host numbers it.
+    /// Its init process at the time of the cut, as the host numbers it; 0 if it did not run.
     pub init_pid: u32,
     /// The lower directories, uppermost first, as paths of the host.
     #[serde(with = "paths::list")]
     pub lowers: Vec<PathBuf>,
     /// The overlay keeps its attributes in `user.overlay.*`.
     pub userxattr: bool,
-    /// The image it was started from, where known.
+    /// The image it was started from, as it was named, where known.
     pub image: Option<String>,
+    /// That image's digest as its runtime names it, where known; absent in records of engines that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
     /// The OCI image config to start from (command, environment, user, working directory), where known.
     pub config: Option<serde_json::Value>,
 }
@@ -97,6 +122,9 @@ pub struct Cut {
     pub new_upper_dir: PathBuf,
     /// The figures of the window.
     pub pause: Pause,
+    /// What the tracker listened to; absent in records of engines that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracker: Option<Backend>,
     /// What the image needs to know of the container.
     pub target: TargetFacts,
     /// Time by stage.

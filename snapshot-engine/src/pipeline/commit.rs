@@ -25,7 +25,8 @@ pub struct CommitRequest {
 /// Makes the cut. On success the snapshot is durable, `pending`, and ours; on error nothing of it is left, and the container runs as before.
 ///
 /// # Errors
-/// What can be known beforehand is refused before the container is touched, in this order: options, privilege, work directory, target.
+/// What can be known beforehand is refused before the container is touched, in this order: options, privilege, work directory, target,
+/// images to build on.
 pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress) -> Result<Claimed, Error> {
     let began = Instant::now();
     let CommitRequest { container, target, options } = request;
@@ -38,6 +39,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     let store = Store::open(&options.work_dir)?;
     let options = options.work_dir(store.work_dir());
     preflight::target(&target, options.overwrite)?;
+    let options = preflight::images(options)?;
     progress.check()?;
 
     // From here to `publish` every way out drops the draft, and with it the directory.

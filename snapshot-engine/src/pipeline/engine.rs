@@ -5,39 +5,66 @@ use std::time::{Duration, Instant};
 use super::progress::{Progress, Stage};
 use super::session::{Made, Session};
 use super::stages::{CutRequest, Stages};
-use super::{Error, still};
-use crate::container::{self, Target};
+use super::{Error, still, stopped};
+use crate::container::{self, Config, Found, ImageRef, Places, Stopped, Target};
 use crate::freeze::attempt::Policy;
 use crate::model::fault::{Class, class_of_io};
 use crate::model::nanos::Nanos;
 use crate::model::options::TrackerChoice;
 use crate::model::reference::ContainerRef;
-use crate::model::snapshot::{Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
+use crate::model::snapshot::{Backend, Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
 use crate::store::Record;
 
 /// The engine's own stages.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Engine;
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Where containers are looked for.
+    pub places: Places,
+}
 
-/// Finds a container.
+impl Default for Engine {
+    /// At the usual places.
+    fn default() -> Engine {
+        Engine { places: Places::usual(None) }
+    }
+}
+
+/// Finds a running container at the usual places.
 ///
 /// # Errors
 /// [`Error::Stage`] with the class of what is wrong with it.
 pub fn resolve(container: &ContainerRef) -> Result<Target, Error> {
-    let found = match container {
-        ContainerRef::Name(name) => container::resolve(name),
-        ContainerRef::Pid(pid) => container::resolve(&format!("pid:{pid}")),
+    resolve_in(container, &Places::usual(None))
+}
+
+/// Finds a running container in these places.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_in(container: &ContainerRef, places: &Places) -> Result<Target, Error> {
+    match find(container, places)? {
+        Found::Running(target) => Ok(*target),
+        Found::Stopped(stopped) => Err(not_found(stopped.not_running())),
+    }
+}
+
+/// Finds a container, running or not.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn find(container: &ContainerRef, places: &Places) -> Result<Found, Error> {
+    container::find(container, places).map_err(not_found)
+}
+
+fn not_found(e: container::Error) -> Error {
+    use container::Error as E;
+    let class = match &e {
+        E::NotFound { .. } | E::NotRunning { .. } => Class::NoContainer,
+        E::Permission { .. } => Class::Permission,
+        E::Io { source, .. } => class_of_io(source),
+        _ => Class::General,
     };
-    found.map_err(|e| {
-        use container::Error as E;
-        let class = match &e {
-            E::NotFound { .. } | E::NotRunning { .. } => Class::NoContainer,
-            E::Permission { .. } => Class::Permission,
-            E::Io { source, .. } => class_of_io(source),
-            _ => Class::General,
-        };
-        Error::stage(Stage::Resolve, class, None, e)
-    })
+    Error::stage(Stage::Resolve, class, None, e)
 }
 
 /// Times stages.
@@ -62,16 +89,20 @@ impl Stages for Engine {
     fn cut(&self, request: &CutRequest, progress: &dyn Progress) -> Result<Cut, Error> {
         let mut clock = Clock::start();
         progress.report(Stage::Resolve, 0, 0);
-        let target = resolve(&request.container)?;
+        let found = find(&request.container, &self.places)?;
         clock.lap(Stage::Resolve);
+        let target = match found {
+            Found::Running(target) => *target,
+            Found::Stopped(target) => return self.cut_stopped(*target, request, clock, progress),
+        };
         let options = &request.options;
         let shadow = request.directory.join("work");
-        let (frozen, pause) = if options.tracker == TrackerChoice::None {
+        let (frozen, pause, tracker) = if options.tracker == TrackerChoice::None {
             let (frozen, took, inodes) =
                 still::cut(&target, options.max_pause.as_duration(), &shadow, &request.frozen(), progress)?;
             clock.lap(Stage::Window);
             let pause = still_pause(took, inodes, frozen.bytes);
-            (frozen, pause)
+            (frozen, pause, Backend::None)
         } else {
             let policy =
                 Policy { choice: options.gate, budget: options.max_pause.as_duration(), ..Policy::default() };
@@ -79,21 +110,56 @@ impl Stages for Engine {
             clock.lap(Stage::Track);
             let made = session.cut(progress)?;
             clock.lap(Stage::Window);
+            let backend = session.backend();
             let frozen = session.freeze(&request.frozen(), progress)?;
-            (frozen, tracked_pause(&made))
+            (frozen, tracked_pause(&made), backend)
         };
         clock.lap(Stage::Freeze);
         Ok(Cut {
             old_upper_dir: frozen.path,
             new_upper_dir: target.overlay.upper.clone(),
             pause,
-            target: facts(target),
+            tracker: Some(tracker),
+            target: TargetFacts {
+                init_pid: target.init.0,
+                userxattr: target.overlay.userxattr,
+                lowers: target.overlay.lowers.into_iter().chain(target.overlay.data).collect(),
+                ..facts(target.name.unwrap_or(target.reference), &target.config, target.image)
+            },
             timings: clock.times,
         })
     }
 
     fn image(&self, record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
         super::image::build(record, progress)
+    }
+}
+
+impl Engine {
+    /// Nobody writes: no gate, no tracker, no pause.
+    fn cut_stopped(
+        &self,
+        target: Stopped,
+        request: &CutRequest,
+        mut clock: Clock,
+        progress: &dyn Progress,
+    ) -> Result<Cut, Error> {
+        let shadow = request.directory.join("work");
+        let (frozen, inodes) = stopped::cut(&target, &self.places, &shadow, &request.frozen(), progress)?;
+        clock.lap(Stage::Freeze);
+        Ok(Cut {
+            old_upper_dir: frozen.path,
+            new_upper_dir: target.layers.upper.clone(),
+            pause: still_pause(Duration::ZERO, inodes, frozen.bytes),
+            tracker: Some(Backend::None),
+            target: TargetFacts {
+                init_pid: 0,
+                userxattr: target.layers.userxattr,
+                lowers: target.layers.lowers,
+                ..facts(target.name, &target.config, target.image)
+            },
+            timings: clock.times,
+        })
     }
 }
 
@@ -128,14 +194,15 @@ fn tracked_pause(made: &Made) -> Pause {
     }
 }
 
-fn facts(target: Target) -> TargetFacts {
-    let config = &target.config;
+fn facts(container: String, config: &Config, image: Option<ImageRef>) -> TargetFacts {
+    let (image, image_digest) = image.map(|image| (image.name, image.digest)).unzip();
     TargetFacts {
-        container: target.name.unwrap_or(target.reference),
-        init_pid: target.init.0,
-        userxattr: target.overlay.userxattr,
-        image: None,
+        container,
+        init_pid: 0,
+        lowers: Vec::new(),
+        userxattr: false,
+        image,
+        image_digest: image_digest.filter(|digest| !digest.is_empty()),
         config: serde_json::to_value(config).ok(),
-        lowers: target.overlay.lowers.into_iter().chain(target.overlay.data).collect(),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::background;
 use super::progress::Stage;
+use crate::image::ImageError;
 use crate::model::fault::{Class, Fault};
 use crate::model::{options, reference, target};
 use crate::store::{self, Failure, SnapshotId};
@@ -49,6 +50,12 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// An image to build on, or to take chunks from, is not fit for it.
+    #[error("the image cannot be built on the one given")]
+    BaseUnusable {
+        /// Why, and what to do.
+        source: ImageError,
     },
     /// A stage failed.
     #[error("could not {stage}")]
@@ -142,6 +149,7 @@ impl Fault for Error {
             Error::Pauses(e) => e.class(),
             Error::Background(e) => e.class(),
             Error::Privilege { .. } => Class::Permission,
+            Error::BaseUnusable { .. } => Class::Arguments,
             Error::TargetUnusable { source, .. } => crate::model::fault::class_of_io(source),
             Error::Stage { class, .. } => *class,
             Error::Failed { failure, .. } => failure.class,
@@ -179,7 +187,7 @@ impl Fault for Error {
                 "`snapshot-engine list` shows whether the cut was already made; if so, `resume` finishes it"
                     .into(),
             ),
-            Error::NotFrozen { .. } => None,
+            Error::NotFrozen { .. } | Error::BaseUnusable { .. } => None,
         }
     }
 }

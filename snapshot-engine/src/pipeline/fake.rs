@@ -10,7 +10,7 @@ use super::progress::{Progress, Stage};
 use super::{CutRequest, Error, Stages};
 use crate::model::fault::Class;
 use crate::model::nanos::Nanos;
-use crate::model::snapshot::{Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
+use crate::model::snapshot::{Backend, Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
 use crate::store::Record;
 
 /// What a fake image stage does.
@@ -51,12 +51,14 @@ pub(crate) fn sample_cut(frozen: &Path) -> Cut {
             voided: 0,
             tracker_misses: 0,
         },
+        tracker: Some(Backend::Tracepoints),
         target: TargetFacts {
             container: "web".into(),
             init_pid: 4711,
             lowers: vec!["/lower/b".into(), "/lower/a".into()],
             userxattr: false,
             image: None,
+            image_digest: None,
             config: None,
         },
         timings: vec![StageTime { stage: Stage::Window.key().into(), ns: Nanos(9_000) }],

@@ -15,10 +15,8 @@ use crate::container::Config;
 use crate::image::build::{Request, build as build_image};
 use crate::image::oci::{ImageConfig, OciTarget};
 use crate::image::{self, ImageError};
-use crate::model::chunk::{ChunkSize, Format};
 use crate::model::fault::{Class, class_of_io, remedy_of_io};
 use crate::model::nanos::Nanos;
-use crate::model::options::{self, CommitOptions};
 use crate::model::overlay::Namespaces;
 use crate::model::snapshot::{ImageReport, StageTime};
 use crate::model::target::ImageTarget;
@@ -55,7 +53,7 @@ impl image::Progress for Passed<'_> {
 /// Builds the image of a recorded snapshot.
 pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
     let passed = Passed { to: progress, stage: Mutex::new(Stage::Chunk) };
-    let request = request(record).map_err(|e| failed(Stage::Chunk, e))?;
+    let request = request(record)?;
     let built = build_image(&request, &passed).map_err(|e| failed(passed.now(), e))?;
     let t = built.timings;
     let timings =
@@ -77,7 +75,7 @@ pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageRep
     })
 }
 
-fn request(record: &Record) -> Result<Request, ImageError> {
+fn request(record: &Record) -> Result<Request, Error> {
     let options = &record.options;
     let upper = record.cut.old_upper_dir.clone();
     let snapshot = upper.parent().unwrap_or(Path::new("/")).to_owned();
@@ -86,38 +84,22 @@ fn request(record: &Record) -> Result<Request, ImageError> {
     let ImageTarget::OciLayout { dir, tag } = record.target.clone();
     let facts = &record.cut.target;
     Ok(Request {
-        lowers: facts.lowers.clone(),
+        // A parent is the image of the lowers.
+        lowers: if options.parent.is_some() { Vec::new() } else { facts.lowers.clone() },
+        parent: options.parent.clone(),
+        dictionaries: options.chunk_dict.clone(),
         upper,
         cache_dir,
         work_dir: snapshot.join("image"),
         target: OciTarget { dir, tag, overwrite: options.overwrite },
-        format: format(options)?,
+        format: options.format()?,
+        prefetch: options.prefetch.clone(),
         namespaces: if facts.userxattr { Namespaces::User } else { Namespaces::Trusted },
         workers: options.background_workers as usize,
         config: config(record),
         created: record.snapshot_id.time(),
         sync: true,
         resumed: record.image_attempts > 1,
-    })
-}
-
-fn format(options: &CommitOptions) -> Result<Format, ImageError> {
-    use crate::model::chunk::{Compressor, Digester};
-    Ok(Format {
-        compressor: match options.compressor {
-            options::Compressor::None => Compressor::None,
-            options::Compressor::Lz4Block => Compressor::Lz4Block,
-            options::Compressor::Zstd => Compressor::Zstd,
-        },
-        digester: match options.digest {
-            options::Digest::Blake3 => Digester::Blake3,
-            options::Digest::Sha256 => Digester::Sha256,
-        },
-        chunk_size: ChunkSize::new(options.chunk_size).map_err(|e| ImageError::Io {
-            what: "use the chunk size of",
-            path: options.chunk_size.to_string().into(),
-            source: std::io::Error::other(e),
-        })?,
     })
 }
 

@@ -10,20 +10,29 @@
 //! **Invariant**: everything that can be refused is refused before the container is touched. **Invariant**: from the moment the record is on disk the snapshot
 //! outlives the engine; before it, nothing does.
 
+mod attach;
 pub mod background;
 pub mod commit;
 mod engine;
 mod error;
 mod image;
+mod made;
+mod outlook;
 mod preflight;
 pub mod progress;
+pub mod ps;
+mod rate;
 pub mod session;
 mod stages;
 mod still;
+mod stopped;
+mod survey;
+mod turn;
 mod watched;
 
-pub use engine::{Engine, resolve};
+pub use engine::{Engine, find, resolve, resolve_in};
 pub use error::Error;
+pub use outlook::Outlook;
 pub use stages::{CutRequest, Stages};
 
 #[cfg(test)]

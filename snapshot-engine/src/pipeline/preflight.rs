@@ -7,6 +7,9 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 
 use super::Error;
+use crate::image::{ImageError, known};
+use crate::model::base::KnownImage;
+use crate::model::options::CommitOptions;
 use crate::model::target::ImageTarget;
 
 /// The privileges a cut needs: to enter another mount namespace's view and freeze cgroups, to read files of any owner, and to load programs.
@@ -63,6 +66,23 @@ pub(super) fn target(target: &ImageTarget, overwrite: bool) -> Result<(), Error>
         return Err(Error::TargetExists { target: target.to_string() });
     }
     Ok(())
+}
+
+/// Whether the image can be built on those that are to be below it or to give chunks; their paths become absolute.
+pub(super) fn images(mut options: CommitOptions) -> Result<CommitOptions, Error> {
+    let format = options.format()?;
+    let checked = |image: KnownImage| -> Result<KnownImage, Error> {
+        let unusable = |source| Error::BaseUnusable { source };
+        let path = image.bootstrap.clone();
+        let image = image
+            .absolute()
+            .map_err(|source| unusable(ImageError::Io { what: "find the bootstrap", path, source }))?;
+        known::check(&image, format).map_err(unusable)?;
+        Ok(image)
+    };
+    options.parent = options.parent.map(checked).transpose()?;
+    options.chunk_dict = options.chunk_dict.into_iter().map(checked).collect::<Result<_, _>>()?;
+    Ok(options)
 }
 
 fn writable(dir: &Path) -> Result<(), Error> {

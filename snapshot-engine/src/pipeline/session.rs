@@ -8,53 +8,36 @@
 //!
 //! One snapshot makes one cut and freezes the shadow; a measurement makes a hundred cuts on one session.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use snapshot_ebpf::{DIRT, TargetId};
+use snapshot_ebpf::{DIRT, FAULT_EARLY_READ, FAULT_IGNORE_MMAP, FAULT_KIND, FAULT_NO_SWEEP};
 
 use super::Error;
+pub use super::attach::Tracking;
+use super::attach::{Attached, attach, upper};
+use super::made::timed;
+pub use super::made::{Copied, Made, Spent};
+use super::outlook::{mapped_files, processes};
 use super::progress::{Progress, Stage};
+use super::turn;
 use super::watched::Watched;
-use crate::capture::{Difference, Shadow, ShadowOptions};
+use crate::capture::{self, Difference, Shadow};
 use crate::container::{self, Target};
 use crate::freeze::attempt::{Allowed, Attempts, Outcome, Policy};
 use crate::freeze::freezer::{Freezer, Place};
-use crate::freeze::gate::{Abandoned, Gate, Pause};
+use crate::freeze::gate::Abandoned;
 use crate::freeze::reader::{Hot, Kind};
-use crate::kernel::beneath::{Dir, stat_fd};
+use crate::kernel::beneath::stat_fd;
 use crate::model::dirty::{Dirty, Ino, Watch};
-use crate::model::fault::{Class, class_of_io};
+use crate::model::fault::{Class, class_of_io, remedy_of_io};
 use crate::model::nanos::Nanos;
 use crate::model::options::{CommitOptions, GateChoice};
-use crate::track::{Scope, Tracker, evidence, mappings};
-
-/// Tasks that were inside a call when the tracker was attached are given this long to leave it.
-const EVIDENCE: Duration = Duration::from_millis(500);
-
-/// A cut that stands.
-#[derive(Debug, Clone)]
-pub struct Made {
-    /// The stop.
-    pub pause: Pause,
-    /// Windows attempted for it, this one included.
-    pub attempts: u32,
-    /// Pre-copy rounds made for it.
-    pub rounds: u32,
-    /// Inodes captured inside the window.
-    pub inodes: u64,
-    /// Bytes captured inside the window.
-    pub bytes: u64,
-    /// The stops of attempts that came to nothing: the container felt them too.
-    pub other_stops: Vec<(Gate, Duration)>,
-    /// Why attempts were abandoned: gate and reason, with how often.
-    pub abandoned: BTreeMap<(Gate, String), u32>,
-    /// Changes that were found by a sweep and not by the tracker (T6).
-    pub misses: u64,
-}
+use crate::model::snapshot::Backend;
+use crate::track::live::Stamp;
+use crate::track::{Tracker, evidence};
 
 /// A tracked container and its shadow.
 pub struct Session {
@@ -75,6 +58,10 @@ pub struct Session {
     mapped_paths: std::collections::BTreeSet<Vec<u8>>,
     misses: u64,
     skipped_seen: u64,
+    /// For the first cut.
+    opened: Spent,
+    /// Planted, for tests: `snapshot_ebpf::FAULT_*`.
+    fault: u32,
 }
 
 impl Session {
@@ -90,47 +77,46 @@ impl Session {
         fault: u32,
         progress: &dyn Progress,
     ) -> Result<Session, Error> {
+        let tracking = Tracking { fault, ..Tracking::default() };
+        Session::open_with(target, options, directory, policy, tracking, progress)
+    }
+
+    /// The same with a say in how it tracks.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_with(
+        target: Target,
+        options: &CommitOptions,
+        directory: &Path,
+        policy: Policy,
+        tracking: Tracking,
+        progress: &dyn Progress,
+    ) -> Result<Session, Error> {
         progress.report(Stage::Track, 0, 0);
         if policy.choice == GateChoice::Freezer && place(&target).is_none() {
             let remedy = "use --gate auto or --gate fence, or give the container a cgroup of its own";
             let why = "the freezer needs a cgroup that holds the container and nobody else, and it has none";
             return Err(Error::stage(Stage::Window, Class::General, Some(remedy.to_owned()), why));
         }
-        let io = |stage, e: std::io::Error| Error::stage(stage, class_of_io(&e), None, e);
-        let (inodes, large_bytes) = survey(&target.overlay.upper).map_err(|e| io(Stage::Track, e))?;
-        let scope = scope(&target, inodes, large_bytes, fault)?;
-        let mut tracker = Tracker::start(&scope).map_err(|e| {
-            let class = if matches!(e, crate::track::Error::Permission(_)) {
-                Class::Permission
-            } else {
-                Class::General
-            };
-            Error::stage(Stage::Track, class, None, e)
-        })?;
-        let paused = target.cgroup.is_frozen().map_err(|e| io(Stage::Track, e))?;
-        let tasks = container::tasks(&target).map_err(|e| io(Stage::Track, e))?;
-        // A frozen task is at the border between user and kernel: it is inside nothing.
-        let tids: Vec<u32> = if paused { Vec::new() } else { tasks.iter().map(|t| t.tid.0).collect() };
-        let unproven = evidence::wait(&tracker, &tids, EVIDENCE);
-        let mut pids: Vec<u32> = tasks.iter().map(|t| t.pid.0).collect();
-        pids.dedup();
-        let uring_before = mappings::uses_uring(&pids);
+        let mut opened = Spent::default();
+        let Attached { tracker, shadow, unproven, uring_before, paused, base } =
+            timed(&mut opened.track, || attach(&target, directory, tracking, progress))?;
+        opened.base = base;
+        opened.track -= base;
         progress.check()?;
-
-        let stage = |e| Error::stage(Stage::PreCopy, Class::General, None, e);
-        let mut shadow =
-            Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(stage)?;
-        let watched = Watched::new(progress, Stage::PreCopy);
-        shadow.base(&mut tracker, &watched).map_err(stage)?;
-        progress.check()?;
+        let began = Instant::now();
         let freezer = match place(&target) {
             Some(place) if !paused => Some(
-                Freezer::open(&place, policy.budget + Duration::from_millis(100))
-                    .map_err(|e| io(Stage::Window, e))?,
+                Freezer::open(&place, policy.budget + Duration::from_millis(100), directory)
+                    .map_err(|e| io_of(Stage::Window, e))?,
             ),
             _ => None,
         };
-        let attempts = Attempts::new(policy, &tracker).map_err(|e| io(Stage::Window, e))?;
+        let early_read = tracking.fault & FAULT_KIND == FAULT_EARLY_READ;
+        let attempts =
+            Attempts::new(Policy { early_read, ..policy }, &tracker).map_err(|e| io_of(Stage::Window, e))?;
+        opened.prepare = began.elapsed();
         Ok(Session {
             attempts,
             freezer,
@@ -146,6 +132,8 @@ impl Session {
             mapped_paths: std::collections::BTreeSet::new(),
             misses: 0,
             skipped_seen: 0,
+            opened,
+            fault: tracking.fault,
         })
     }
 
@@ -153,6 +141,25 @@ impl Session {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The tracker's counters now.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        self.tracker.live().stamp()
+    }
+
+    /// What the tracker listens to.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.tracker.backend()
+    }
+
+    /// From the next cut on another gate, with another budget: for who compares them on one session. A freezer needs a session that was opened
+    /// with no smaller budget, because its watchdog thaws soon after that.
+    pub fn choose(&mut self, choice: GateChoice, budget: Duration) {
+        self.attempts.choose(choice, budget);
+        self.budget = budget;
     }
 
     /// Inodes in the shadow.
@@ -166,51 +173,70 @@ impl Session {
     /// # Errors
     /// When `--maximum-times` rounds did not do: what stood in the way, and what to do about it.
     pub fn cut(&mut self, progress: &dyn Progress) -> Result<Made, Error> {
-        let stage = |e: crate::capture::Error| Error::stage(Stage::PreCopy, Class::General, None, e);
-        let io = |e: std::io::Error| Error::stage(Stage::Window, class_of_io(&e), None, e);
+        let stage = |e| stage_of(e, Stage::PreCopy, progress);
+        let io = |e| io_of(Stage::Window, e);
         let (first, misses_before) = (self.attempts.count, self.misses);
         self.attempts.stops.clear();
         self.attempts.abandoned.clear();
         let mut last = Abandoned::NotDrained;
+        let mut copied = Copied::default();
+        let mut spent = std::mem::take(&mut self.opened);
         for round in 1..=self.options.maximum_times {
             progress.check()?;
-            self.shadow.round(&mut self.tracker, &Watched::new(progress, Stage::PreCopy)).map_err(stage)?;
+            let made = self
+                .shadow
+                .round(&mut self.tracker, &Watched::new(progress, Stage::PreCopy))
+                .map_err(stage)?;
+            spent.rounds += made.took;
+            copied.dirty += made.dirty;
+            copied.bytes += made.bytes;
+            copied.cloned += made.cloned;
             if round == 1 {
-                self.sweep_before()?;
+                timed(&mut spent.sweeps, || self.sweep_before())?;
             }
             progress.report(Stage::Window, 0, 0);
+            let began = Instant::now();
             if !self.all_proven() {
                 last = Abandoned::NotDrained;
                 continue;
             }
-            let freezer_only = self.freezer_only().map_err(io)?;
+            let asked = self.tracker.live().stamp();
+            let freezer_only = self.freezer_only(asked).map_err(io)?;
             // What has become dirty since the round is opened now, while nobody is held.
             let dirty = self.tracker.take();
+            if last == Abandoned::Cold {
+                // Between this look and the window something else had become dirty: its working set is larger than the rounds have shown.
+                self.shadow.warm_all();
+            }
             for d in &dirty {
                 self.shadow.warm(d.ino);
             }
             self.tracker.put_back(&dirty);
             let slots = self.tracker.slots();
             let hot = Hot::new(slots, self.shadow.hot().map(|(ino, fd, stat)| (ino, fd, Kind::of(stat))));
+            // From here until the cut is known to stand: a freeze by another engine is no pause by the owner.
+            let _turn = turn::take(&self.target, progress)?;
             // Looked at each time: its owner may pause it, or let it go on, while we are at work. Between this look and the freeze there is
             // an instant in which a pause would be taken for ours; no kernel interface closes it.
             let paused = self.target.cgroup.is_frozen().map_err(io)?;
             let kin = |ino| self.shadow.parents(ino);
-            let allowed = Allowed { freezer_only, paused, kin: &kin, freezer: self.freezer.as_ref() };
-            match self.attempts.run(&mut self.tracker, &hot, allowed).map_err(io)? {
+            let allowed = Allowed { freezer_only, paused, asked, kin: &kin, freezer: self.freezer.as_ref() };
+            let outcome = self.attempts.run(&mut self.tracker, &hot, allowed).map_err(io)?;
+            spent.attempts += began.elapsed();
+            match outcome {
                 Outcome::Cut(pause) => {
                     drop(hot);
                     // Behind the cut: a change without an event may have been made until then, also after the attempts began.
                     let until = SystemTime::now();
                     let (inodes, bytes) = self.attempts.arena().captured();
-                    self.take_in()?;
+                    timed(&mut spent.apply, || self.take_in())?;
                     if paused && !self.target.cgroup.is_frozen().map_err(io)? {
                         // Let go meanwhile: stores through mappings would have left no trace.
                         self.tracker.mark_everything();
                         last = Abandoned::Disturbed;
                         continue;
                     }
-                    if self.skipped()? || self.sweep_after(until)? {
+                    if self.skipped()? || timed(&mut spent.sweeps, || self.sweep_after(until))? {
                         last = Abandoned::Disturbed;
                         continue;
                     }
@@ -223,6 +249,8 @@ impl Session {
                         other_stops: std::mem::take(&mut self.attempts.stops),
                         abandoned: std::mem::take(&mut self.attempts.abandoned),
                         misses: self.misses - misses_before,
+                        copied,
+                        spent,
                     });
                 }
                 Outcome::Round(why) => last = why,
@@ -278,17 +306,12 @@ impl Session {
     }
 
     /// Whether somebody could change the tree without entering a call that is counted: then only the freezer holds him.
-    fn freezer_only(&mut self) -> std::io::Result<bool> {
-        let stamp = self.tracker.live().stamp();
-        if self.mapped || self.mappings_seen != Some(stamp.mappings) {
+    fn freezer_only(&mut self, stamp: Stamp) -> std::io::Result<bool> {
+        let blind = self.fault & FAULT_KIND == FAULT_IGNORE_MMAP;
+        if !blind && (self.mapped || self.mappings_seen != Some(stamp.mappings)) {
             // T4. Looked at again only when somebody has asked for a shared mapping since.
             self.mappings_seen = Some(stamp.mappings);
-            let mut pids: Vec<u32> = container::tasks(&self.target)?.iter().map(|t| t.pid.0).collect();
-            pids.dedup();
-            let overlay = &self.target.overlay;
-            let devices =
-                [overlay.device, overlay.upper_device].map(|d| ((d >> 20) as u32, (d & 0xf_ffff) as u32));
-            let mapped = mappings::writable_mappings(&pids, &devices)?;
+            let mapped = mapped_files(&self.target, &processes(&self.target)?)?;
             self.mapped = !mapped.is_empty();
             // Those that were there at the last look were copied with their pages cleaned since.
             let new: Vec<Vec<u8>> = mapped.difference(&self.mapped_paths).cloned().collect();
@@ -302,7 +325,7 @@ impl Session {
     /// A file that is mapped after it was copied may have been stored to through pages that were dirty already, which is no event: it is copied once
     /// more, with its pages cleaned first.
     fn mark_mapped<'a>(&mut self, paths: impl Iterator<Item = &'a Vec<u8>>) {
-        let Ok(root) = Dir::open(&self.target.overlay.upper) else { return };
+        let Ok(root) = upper(&self.target) else { return };
         for path in paths {
             let relative = path.strip_prefix(b"/").unwrap_or(path);
             let Ok(name) = CString::new(relative) else { continue };
@@ -333,7 +356,7 @@ impl Session {
     fn sweep_before(&mut self) -> Result<(), Error> {
         for d in self.missed()? {
             self.misses += 1;
-            tracing::warn!(path = %d.path.display(), what = ?d.what, "the tracker missed a change; please report this");
+            tracing::warn!(path = ?self.shadow.path(d.ino), what = ?d.what, "the tracker missed a change; please report this");
             self.tracker.put_back(&[whole(d.ino)]);
         }
         Ok(())
@@ -346,7 +369,7 @@ impl Session {
         for d in self.missed()? {
             self.misses += 1;
             let before = Duration::new(u64::try_from(d.ctime.0).unwrap_or(0), d.ctime.1) <= until;
-            tracing::warn!(path = %d.path.display(), what = ?d.what, before, "the tracker missed a change; please report this");
+            tracing::warn!(path = ?self.shadow.path(d.ino), what = ?d.what, before, "the tracker missed a change; please report this");
             self.tracker.put_back(&[whole(d.ino)]);
             void |= before;
         }
@@ -355,6 +378,9 @@ impl Session {
 
     /// Differences between the shadow and the live tree for which there is no event.
     fn missed(&mut self) -> Result<Vec<Difference>, Error> {
+        if self.fault & FAULT_NO_SWEEP != 0 {
+            return Ok(Vec::new());
+        }
         let differences =
             self.shadow.sweep().map_err(|e| Error::stage(Stage::PreCopy, Class::General, None, e))?;
         if differences.is_empty() {
@@ -374,7 +400,7 @@ impl Session {
             return false;
         }
         let slots = self.tracker.slots();
-        let Some(parent) = self.shadow.parent(d) else { return true };
+        let Some(parent) = d.parent else { return true };
         slots.find(parent.0).is_none_or(|slot| slots.state(slot) & DIRT != 0)
     }
 
@@ -389,9 +415,10 @@ impl Session {
             Abandoned::Mapped | Abandoned::NotDrained => {
                 "use --gate freezer, or --gate auto with a larger --max-pause"
             }
-            Abandoned::Estimate | Abandoned::Deadline | Abandoned::TooMuch | Abandoned::NotFrozen => {
-                "give it a larger --max-pause"
+            Abandoned::NotFrozen => {
+                "give it a larger --max-pause; a task in uninterruptible sleep (state D in `ps`) cannot be frozen at all before it wakes up"
             }
+            Abandoned::Estimate | Abandoned::Deadline | Abandoned::TooMuch => "give it a larger --max-pause",
             _ => "try again, with more rounds (--maximum-times) or a larger --max-pause",
         };
         let why = format!(
@@ -400,6 +427,15 @@ impl Session {
             Nanos::from(self.budget)
         );
         Error::stage(Stage::Window, Class::General, Some(remedy.to_owned()), why)
+    }
+
+    /// Makes a directory like the one [`freeze`](Session::freeze) would make now, and goes on: for who looks at every cut of a session.
+    /// It is not durable, and whoever asked for it removes it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn replica(&self, to: &Path) -> Result<crate::capture::Frozen, Error> {
+        self.shadow.replica(to).map_err(|e| Error::stage(Stage::Freeze, Class::General, None, e))
     }
 
     /// Freezes the shadow: the tracker is detached, and the frozen upperdir is durable at `frozen` when this returns.
@@ -412,8 +448,20 @@ impl Session {
         drop(self.tracker);
         self.shadow
             .freeze(frozen, &Watched::new(progress, Stage::Freeze))
-            .map_err(|e| Error::stage(Stage::Freeze, Class::General, None, e))
+            .map_err(|e| stage_of(e, Stage::Freeze, progress))
     }
+}
+
+/// An error of the capture, or what made it stop.
+pub(super) fn stage_of(error: capture::Error, stage: Stage, progress: &dyn Progress) -> Error {
+    match (error, progress.check()) {
+        (capture::Error::Stopped, Err(stopped)) => stopped,
+        (error, _) => Error::stage(stage, Class::General, None, error),
+    }
+}
+
+pub(super) fn io_of(stage: Stage, error: std::io::Error) -> Error {
+    Error::stage(stage, class_of_io(&error), remedy_of_io(&error), error)
 }
 
 fn whole(ino: Ino) -> Dirty {
@@ -426,64 +474,4 @@ pub(super) fn place(target: &Target) -> Option<Place> {
         container::Freezer::V2(path) => Place::V2(path),
         container::Freezer::V1(path) => Place::V1(path),
     })
-}
-
-fn scope(target: &Target, inodes: u64, large_bytes: u64, fault: u32) -> Result<Scope, Error> {
-    let narrow = |what: &str, n: u64| {
-        u32::try_from(n).map_err(|_| {
-            Error::stage(Stage::Track, Class::General, None, format!("{what} {n} does not fit 32 bits"))
-        })
-    };
-    let overlay = &target.overlay;
-    let (cgroup, cgroup_level) = match (&target.cgroup.v2, target.cgroup.v2_id) {
-        (Some(path), Some(id)) => (id, level(path)),
-        _ => (0, 0),
-    };
-    Ok(Scope {
-        targets: vec![TargetId {
-            cgroup,
-            cgroup_level,
-            mount_namespace: narrow("mount namespace", target.mount_namespace)?,
-            overlay_device: narrow("device", overlay.device)?,
-            _pad: 0,
-        }],
-        upper_device: narrow("device", overlay.upper_device)?,
-        file_system: overlay.upper_fs.clone(),
-        inodes,
-        large_bytes,
-        fault,
-    })
-}
-
-/// Depth of a cgroup below the root of its hierarchy: the directories from the mount point on, which are on one device.
-fn level(path: &Path) -> u32 {
-    use std::os::unix::fs::MetadataExt;
-    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
-    let own = device(path);
-    let below: Vec<PathBuf> =
-        path.ancestors().take_while(|p| device(p) == own).map(Path::to_path_buf).collect();
-    u32::try_from(below.len().saturating_sub(1)).unwrap_or(0)
-}
-
-/// How many inodes a tree has, and how many bytes lie in files too large for the bits inside a slot. The container changes it meanwhile: sizes
-/// for tables, no more.
-fn survey(upper: &Path) -> std::io::Result<(u64, u64)> {
-    let large = snapshot_ebpf::INLINE_BLOCKS << snapshot_ebpf::BLOCK_SHIFT;
-    let (mut inodes, mut bytes) = (1, 0);
-    let mut stack = vec![Dir::open(upper)?];
-    while let Some(dir) = stack.pop() {
-        let Ok(entries) = dir.entries() else { continue };
-        for entry in entries {
-            inodes += 1;
-            if entry.kind == libc::DT_DIR {
-                stack.extend(dir.open_dir(&entry.name));
-            } else if entry.kind == libc::DT_REG
-                && let Ok(stat) = dir.stat(&entry.name)
-                && stat.size > large
-            {
-                bytes += stat.size;
-            }
-        }
-    }
-    Ok((inodes, bytes))
 }

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Error;
+use super::attach::same_upper;
 use super::progress::{Progress, Stage};
-use super::session::place;
+use super::session::{place, stage_of};
+use super::turn;
 use super::watched::Watched;
 use crate::capture::{Frozen, Shadow, ShadowOptions};
 use crate::container::Target;
@@ -28,9 +30,12 @@ pub(super) fn cut(
         Error::stage(Stage::Window, class, Some(remedy.to_owned()), source)
     };
     let io = |e: std::io::Error| Error::stage(Stage::Window, class_of_io(&e), None, e);
-    let capture = |e| Error::stage(Stage::PreCopy, Class::General, None, e);
+    let capture = |e| stage_of(e, Stage::PreCopy, progress);
     let mut shadow =
         Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(capture)?;
+    same_upper(target, shadow.identity()).map_err(io)?;
+    // From here until it is thawed: a freeze by another engine is no pause by the owner.
+    let turn = turn::take(target, progress)?;
     let paused = target.cgroup.is_frozen().map_err(io)?;
     let (took, inodes) = if paused {
         // Its owner holds it; it is neither frozen nor thawed by us.
@@ -52,13 +57,13 @@ pub(super) fn cut(
         // Its clock has milliseconds: rounded up, and ours runs from before it is armed, so what we find within the budget was copied before it let go.
         let limit =
             Duration::from_millis(u64::try_from(budget.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
-        let freezer = Freezer::open(&place, limit).map_err(io)?;
+        let freezer = Freezer::open(&place, limit, directory).map_err(io)?;
         let began = Instant::now();
         freezer.arm().map_err(io)?;
         let held = freezer.freeze(began + budget).map_err(|e| match e.kind() {
             std::io::ErrorKind::TimedOut => window(
                 Class::General,
-                "give it a larger --max-pause",
+                "give it a larger --max-pause; a task in uninterruptible sleep (state D in `ps`) cannot be frozen at all before it wakes up",
                 format!("its tasks were not all frozen within the budget of {budget:?}").into(),
             ),
             _ => io(e),
@@ -68,7 +73,7 @@ pub(super) fn cut(
         let stood_still = freezer.is_frozen().map_err(io)?;
         held.thaw().map_err(io)?;
         let held_for = began.elapsed();
-        freezer.disarm().map_err(io)?;
+        freezer.disarm();
         copied.map_err(capture)?;
         if took > budget || !stood_still {
             let why = format!(
@@ -82,9 +87,10 @@ pub(super) fn cut(
         }
         (held_for, shadow.len())
     };
+    drop(turn);
     progress.check()?;
     let frozen = shadow
         .freeze(frozen, &Watched::new(progress, Stage::Freeze))
-        .map_err(|e| Error::stage(Stage::Freeze, Class::General, None, e))?;
+        .map_err(|e| stage_of(e, Stage::Freeze, progress))?;
     Ok((frozen, took, inodes as u64))
 }

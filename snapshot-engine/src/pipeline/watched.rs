@@ -29,4 +29,8 @@ impl crate::model::progress::Progress for Watched<'_> {
         let done = self.done.fetch_add(bytes, Relaxed) + bytes;
         self.to.report(self.stage, done, self.total.load(Relaxed));
     }
+
+    fn stopped(&self) -> bool {
+        self.to.check().is_err()
+    }
 }

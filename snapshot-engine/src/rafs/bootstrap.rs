@@ -2,50 +2,36 @@
 //!
 //! ```text
 //! 0      1024        1152             1408      4K          4K          4K                4K          4K
-//! | zero | superblock | ext superblock | devices | blob table | one empty | inodes, tails, | directory | chunk |
-//! |      |            |                |         |            | block     | chunk indexes  | blocks    | table |
-//!                                                             ^ meta_blkaddr: nid = (offset - it) / 32
+//! | zero | superblock | ext superblock | devices | blob table, | one empty | inodes, tails, | directory | chunk |
+//! |      |            |                |         | prefetch    | block     | chunk indexes  | blocks    | table |
+//!                                                              ^ meta_blkaddr: nid = (offset - it) / 32
 //! ```
 //!
 //! The empty block keeps the root's nid at 128, never 0. Inodes are written breadth first; whole blocks of directories
 //! and long link targets follow all inodes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
-use crate::model::chunk::{BLOCK, Blob, BlobIndex, ChunkDigest, ChunkRef, Compressor, Digester, Format};
-use crate::model::tree::{Content, Kind, Mtime, NodeId, Tree};
+use crate::model::chunk::{BLOCK, Blob, Compressor, Digester, Format};
+use crate::model::tree::{Kind, Mtime, NodeId, Tree};
 
 use super::dirent::{self, Entry};
 use super::inode::{self, Data, Fields, Shape, chunk_format, file_type};
 use super::layout::{
-    BLOB_FEATURES, BlobEntry, COMPAT_RAFS_V6, ChunkEntry, ChunkIndex, DEVICE_OFFSET, Device, INCOMPAT, SLOT,
-    SUPER_MAGIC, SUPER_OFFSET, Super, SuperExt, flags,
+    BlobEntry, COMPAT_RAFS_V6, ChunkEntry, ChunkIndex, DEVICE_OFFSET, Device, INCOMPAT, SLOT, SUPER_MAGIC,
+    SUPER_OFFSET, Super, SuperExt,
 };
-use super::{RafsError, blob, xattr};
+use super::used::Used;
+use super::{Bootstrap, RafsError, xattr};
 
 /// The most chunk indexes of an image: 512 MiB of them, 64 TiB of content at the default chunk size.
 const MAX_INDEXES: u64 = 1 << 26;
 /// Flat addresses of blobs are multiples of this many bytes (`V6_BLOCK_SEG_ALIGNMENT`).
 const SEGMENT: u64 = 0x8_0000;
-/// The most blobs: a device id has 8 bits and 0 is the bootstrap.
-pub const MAX_BLOBS: usize = 254;
-
-/// A bootstrap and what it refers to.
-#[derive(Debug)]
-pub struct Bootstrap {
-    /// The file.
-    pub bytes: Vec<u8>,
-    /// The blobs of its table, by position in the table given; those no file needs are left out.
-    pub blobs: Vec<BlobIndex>,
-    /// Names in the tree, the root included.
-    pub entries: u64,
-    /// Distinct chunks.
-    pub chunks: u64,
-}
 
 /// Where a node lies.
 struct Placed {
@@ -65,20 +51,23 @@ impl Placed {
     }
 }
 
-/// Writes the bootstrap of a merged tree whose chunk references name positions of `blobs`.
-///
-/// # Errors
-/// When the tree holds something the format cannot.
-pub fn write(tree: &Tree, blobs: &[Blob], format: Format) -> Result<Bootstrap, RafsError> {
+pub(super) fn write(
+    tree: &Tree,
+    blobs: &[Blob],
+    format: Format,
+    prefetch: &[NodeId],
+) -> Result<Bootstrap, RafsError> {
     let order = breadth_first(tree);
-    let used = Used::collect(tree, &order, blobs, format)?;
-    let meta_start = if used.order.is_empty() {
-        0
-    } else {
-        let devices = DEVICE_OFFSET as u64 + (used.order.len() * size_of::<Device>()) as u64;
-        let table = devices.next_multiple_of(BLOCK);
-        (table + (used.order.len() * size_of::<BlobEntry>()) as u64).next_multiple_of(BLOCK)
-    };
+    let nodes = order.iter().enumerate().map(|(at, (id, _))| (at, *id));
+    let used = Used::collect(tree, nodes, blobs, format, |at| path(tree, &order, at))?;
+    // Without data there is nothing to prefetch, and no table for it.
+    let prefetch = if used.order.is_empty() { &[] } else { prefetch };
+    let table_at =
+        (DEVICE_OFFSET as u64 + (used.order.len() * size_of::<Device>()) as u64).next_multiple_of(BLOCK);
+    let prefetch_at = table_at + (used.order.len() * size_of::<BlobEntry>()) as u64;
+    let prefetch_size = size_of_val(prefetch) as u64;
+    let meta_start =
+        if used.order.is_empty() { 0 } else { (prefetch_at + prefetch_size).next_multiple_of(BLOCK) };
     let (mut placed, slots) = place(tree, &order, format)?;
     let inodes_end = placed.last().map_or(BLOCK, |p| p.offset + p.shape.body);
     let mut end = inodes_end.next_multiple_of(BLOCK);
@@ -105,11 +94,15 @@ pub fn write(tree: &Tree, blobs: &[Blob], format: Format) -> Result<Bootstrap, R
             &placed,
             &slots,
             &counts,
-            &Context { used: &used, blobs, format, meta_start },
+            &Context { used: &used, format, meta_start },
         )?;
     }
-    used.write_chunk_table(&mut bytes[chunk_table_at as usize..], blobs);
-    let table_at = used.write_blob_tables(&mut bytes, blobs, total)?;
+    used.write_chunk_table(&mut bytes[chunk_table_at as usize..]);
+    let table_at = write_blob_tables(&mut bytes, &used, total)?;
+    for (i, id) in prefetch.iter().enumerate() {
+        let nid = slots.get(id.index()).map_or(0, |at| placed[*at as usize].nid() as u32);
+        put(&mut bytes, prefetch_at + (i * size_of::<u32>()) as u64, &nid.to_le_bytes());
+    }
     let entries = 1 + counts.iter().skip(1).map(|n| u64::from(*n)).sum::<u64>();
     let superblock = Super {
         magic: U32::new(SUPER_MAGIC),
@@ -121,7 +114,7 @@ pub fn write(tree: &Tree, blobs: &[Blob], format: Format) -> Result<Bootstrap, R
         inos: U64::new(entries),
         build_time: U64::ZERO,
         build_time_nsec: U32::ZERO,
-        blocks: U32::new(used.total_blocks(blobs)?),
+        blocks: U32::new(total_blocks(&used)?),
         meta_blkaddr: U32::new((meta_start / BLOCK) as u32),
         xattr_blkaddr: U32::ZERO,
         uuid: [0; 16],
@@ -133,14 +126,14 @@ pub fn write(tree: &Tree, blobs: &[Blob], format: Format) -> Result<Bootstrap, R
         reserved: [0; 38],
     };
     let ext = SuperExt {
-        flags: U64::new(super_flags(format)),
+        flags: U64::new(used.super_flags(format)),
         blob_table_offset: U64::new(table_at),
         blob_table_size: U32::new((used.order.len() * size_of::<BlobEntry>()) as u32),
         chunk_size: U32::new(format.chunk_size.bytes()),
         chunk_table_offset: U64::new(chunk_table_at),
         chunk_table_size: U64::new(chunk_table_size),
-        prefetch_table_offset: U64::ZERO,
-        prefetch_table_size: U32::ZERO,
+        prefetch_table_offset: U64::new(if prefetch.is_empty() { 0 } else { prefetch_at }),
+        prefetch_table_size: U32::new(prefetch_size as u32),
         padding: U32::ZERO,
         reserved: [0; 200],
     };
@@ -152,19 +145,6 @@ pub fn write(tree: &Tree, blobs: &[Blob], format: Format) -> Result<Bootstrap, R
 
 fn put(bytes: &mut [u8], at: u64, data: &[u8]) {
     bytes[at as usize..][..data.len()].copy_from_slice(data);
-}
-
-fn super_flags(format: Format) -> u64 {
-    let compression = match format.compressor {
-        Compressor::None => flags::COMPRESSION_NONE,
-        Compressor::Lz4Block => flags::COMPRESSION_LZ4,
-        Compressor::Zstd => flags::COMPRESSION_ZSTD,
-    };
-    let hash = match format.digester {
-        Digester::Blake3 => flags::HASH_BLAKE3,
-        Digester::Sha256 => flags::HASH_SHA256,
-    };
-    compression | hash | flags::EXPLICIT_UID_GID | flags::HAS_XATTR | flags::ENCRYPTION_NONE
 }
 
 /// Every node once, at its first name, with the position of its directory in the same order.
@@ -256,8 +236,7 @@ fn sorted_names(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = 
 }
 
 struct Context<'a> {
-    used: &'a Used,
-    blobs: &'a [Blob],
+    used: &'a Used<'a>,
     format: Format,
     meta_start: u64,
 }
@@ -298,8 +277,8 @@ fn write_inode(
         Kind::File(content) => {
             union = chunk_format(context.format.chunk_size);
             let mut at = p.offset + Shape::chunks_at(p.xattrs.len() as u64);
-            for index in context.used.indexes(content, context.blobs) {
-                put(meta_area, at, index.as_bytes());
+            for chunk in &content.chunks {
+                put(meta_area, at, context.used.index(chunk).as_bytes());
                 at += size_of::<ChunkIndex>() as u64;
             }
         }
@@ -329,166 +308,66 @@ fn put_data(meta_area: &mut [u8], p: &Placed, body_at: u64, data: &[u8]) {
     put(meta_area, body_at, tail);
 }
 
-/// Blobs and chunks that files refer to.
-struct Used {
-    /// Blobs by first use.
-    order: Vec<BlobIndex>,
-    /// Position in `order` of each blob.
-    renumbered: HashMap<BlobIndex, u8>,
-    /// Chunks with the offset in the first file that has them, in the order of the table.
-    chunks: BTreeMap<(ChunkDigest, u8, u32), (ChunkRef, u64)>,
+/// Device table and blob table; gives the latter's place.
+fn write_blob_tables(bytes: &mut [u8], used: &Used<'_>, total: u64) -> Result<u64, RafsError> {
+    let devices_end = DEVICE_OFFSET as u64 + (used.order.len() * size_of::<Device>()) as u64;
+    let table_at = devices_end.next_multiple_of(BLOCK);
+    let mut flat = total.next_multiple_of(SEGMENT);
+    for (number, blob) in used.blobs().enumerate() {
+        let mut id = [0u8; 64];
+        id.copy_from_slice(blob.id.to_string().as_bytes());
+        let blocks = u32::try_from(blob.uncompressed_size / BLOCK)
+            .map_err(|_| RafsError::TooLarge { what: "a blob" })?;
+        let device = Device {
+            blob_id: id,
+            blocks: U32::new(blocks),
+            mapped_blkaddr: U32::new((flat / BLOCK) as u32),
+            reserved: [0; 56],
+        };
+        flat = (flat + blob.uncompressed_size).next_multiple_of(SEGMENT);
+        put(bytes, (DEVICE_OFFSET + number * size_of::<Device>()) as u64, device.as_bytes());
+        let entry = blob_entry(number, id, blob);
+        put(bytes, table_at + (number * size_of::<BlobEntry>()) as u64, entry.as_bytes());
+    }
+    Ok(table_at)
 }
 
-impl Used {
-    fn collect(
-        tree: &Tree,
-        order: &[(NodeId, usize)],
-        blobs: &[Blob],
-        format: Format,
-    ) -> Result<Used, RafsError> {
-        let mut used = Used { order: Vec::new(), renumbered: HashMap::new(), chunks: BTreeMap::new() };
-        for (at, (id, _)) in order.iter().enumerate() {
-            let Some(Kind::File(content)) = tree.get(*id).map(|n| &n.kind) else { continue };
-            let mut offset = 0;
-            for chunk in &content.chunks {
-                let bad = || RafsError::Chunks { path: path(tree, order, at) };
-                let blob = blobs.get(usize::from(chunk.blob.0)).ok_or_else(bad)?;
-                let info = blob.chunks.get(chunk.index as usize).ok_or_else(bad)?;
-                let want = (content.size.saturating_sub(offset)).min(u64::from(format.chunk_size.bytes()));
-                if u64::from(info.size) != want {
-                    return Err(bad());
-                }
-                if blob.format != format {
-                    return Err(RafsError::MixedFormats);
-                }
-                let number = match used.renumbered.get(&chunk.blob) {
-                    Some(number) => *number,
-                    None => {
-                        let number = used.order.len();
-                        if number >= MAX_BLOBS {
-                            return Err(RafsError::TooManyBlobs(number + 1));
-                        }
-                        used.order.push(chunk.blob);
-                        used.renumbered.insert(chunk.blob, number as u8);
-                        number as u8
-                    }
-                };
-                used.chunks.entry((info.digest, number, chunk.index)).or_insert((*chunk, offset));
-                offset += want;
-            }
-        }
-        Ok(used)
+fn blob_entry(number: usize, blob_id: [u8; 64], blob: &Blob) -> BlobEntry {
+    BlobEntry {
+        blob_id,
+        blob_index: U32::new(number as u32),
+        chunk_size: U32::new(blob.format.chunk_size.bytes()),
+        chunk_count: U32::new(blob.chunk_count),
+        compression_algo: U32::new(match blob.format.compressor {
+            Compressor::None => 0,
+            Compressor::Lz4Block => 1,
+            Compressor::Gzip => 2,
+            Compressor::Zstd(_) => 3,
+        }),
+        digest_algo: U32::new(match blob.format.digester {
+            Digester::Blake3 => 0,
+            Digester::Sha256 => 1,
+        }),
+        features: U32::new(blob.tail.features),
+        compressed_size: U64::new(blob.file_size),
+        uncompressed_size: U64::new(blob.uncompressed_size),
+        toc_size: U32::new(blob.tail.toc_size),
+        ci_compressor: U32::new(blob.tail.info_compressor),
+        ci_offset: U64::new(blob.data_end),
+        ci_compressed_size: U64::new(blob.tail.info_stored),
+        ci_uncompressed_size: U64::new(blob.tail.info_size),
+        toc_digest: blob.tail.toc_digest,
+        meta_digest: [0; 32],
+        meta_size: U64::ZERO,
+        cipher_iv: [0; 8],
+        cipher_algo: U32::ZERO,
+        reserved: [0; 36],
     }
+}
 
-    fn indexes<'a>(
-        &'a self,
-        content: &'a Content,
-        blobs: &'a [Blob],
-    ) -> impl Iterator<Item = ChunkIndex> + 'a {
-        content.chunks.iter().map(|chunk| {
-            let slot = blobs
-                .get(usize::from(chunk.blob.0))
-                .and_then(|b| b.chunks.get(chunk.index as usize))
-                .map_or(0, |info| info.slot);
-            ChunkIndex {
-                index_low: U16::new((chunk.index & 0xffff) as u16),
-                device: self.renumbered.get(&chunk.blob).copied().unwrap_or(0) + 1,
-                index_high: (chunk.index >> 16) as u8,
-                block: U32::new((slot / BLOCK) as u32),
-            }
-        })
-    }
-
-    fn blob<'a>(&self, blobs: &'a [Blob], number: usize) -> Option<&'a Blob> {
-        blobs.get(usize::from(self.order.get(number)?.0))
-    }
-
-    fn write_chunk_table(&self, out: &mut [u8], blobs: &[Blob]) {
-        let mut at = 0;
-        for ((digest, number, index), (_, file_offset)) in &self.chunks {
-            let Some(info) =
-                self.blob(blobs, usize::from(*number)).and_then(|b| b.chunks.get(*index as usize))
-            else {
-                continue;
-            };
-            let entry = ChunkEntry {
-                digest: digest.0,
-                blob_index: U32::new(u32::from(*number)),
-                flags: U32::new(u32::from(info.is_compressed())),
-                compressed_size: U32::new(info.stored),
-                uncompressed_size: U32::new(info.size),
-                compressed_offset: U64::new(info.offset),
-                uncompressed_offset: U64::new(info.slot),
-                file_offset: U64::new(*file_offset),
-                index: U32::new(*index),
-                crc32: U32::ZERO,
-            };
-            put(out, at, entry.as_bytes());
-            at += size_of::<ChunkEntry>() as u64;
-        }
-    }
-
-    /// Device table and blob table; gives the latter's place.
-    fn write_blob_tables(&self, bytes: &mut [u8], blobs: &[Blob], total: u64) -> Result<u64, RafsError> {
-        let devices_end = DEVICE_OFFSET as u64 + (self.order.len() * size_of::<Device>()) as u64;
-        let table_at = devices_end.next_multiple_of(BLOCK);
-        let mut flat = total.next_multiple_of(SEGMENT);
-        for number in 0..self.order.len() {
-            let Some(blob) = self.blob(blobs, number) else { continue };
-            let mut id = [0u8; 64];
-            id.copy_from_slice(blob.id.to_string().as_bytes());
-            let blocks = u32::try_from(blob.uncompressed_size / BLOCK)
-                .map_err(|_| RafsError::TooLarge { what: "a blob" })?;
-            let device = Device {
-                blob_id: id,
-                blocks: U32::new(blocks),
-                mapped_blkaddr: U32::new((flat / BLOCK) as u32),
-                reserved: [0; 56],
-            };
-            flat = (flat + blob.uncompressed_size).next_multiple_of(SEGMENT);
-            put(bytes, (DEVICE_OFFSET + number * size_of::<Device>()) as u64, device.as_bytes());
-            let info_size = blob::info_size(blob.chunks.len());
-            let entry = BlobEntry {
-                blob_id: id,
-                blob_index: U32::new(number as u32),
-                chunk_size: U32::new(blob.format.chunk_size.bytes()),
-                chunk_count: U32::new(blob.chunks.len() as u32),
-                compression_algo: U32::new(match blob.format.compressor {
-                    Compressor::None => 0,
-                    Compressor::Lz4Block => 1,
-                    Compressor::Zstd => 3,
-                }),
-                digest_algo: U32::new(match blob.format.digester {
-                    Digester::Blake3 => 0,
-                    Digester::Sha256 => 1,
-                }),
-                features: U32::new(BLOB_FEATURES),
-                compressed_size: U64::new(blob.file_size),
-                uncompressed_size: U64::new(blob.uncompressed_size),
-                toc_size: U32::ZERO,
-                ci_compressor: U32::ZERO,
-                ci_offset: U64::new(blob.data_size),
-                ci_compressed_size: U64::new(info_size),
-                ci_uncompressed_size: U64::new(info_size),
-                toc_digest: [0; 32],
-                meta_digest: [0; 32],
-                meta_size: U64::ZERO,
-                cipher_iv: [0; 8],
-                cipher_algo: U32::ZERO,
-                reserved: [0; 36],
-            };
-            put(bytes, table_at + (number * size_of::<BlobEntry>()) as u64, entry.as_bytes());
-        }
-        Ok(table_at)
-    }
-
-    fn total_blocks(&self, blobs: &[Blob]) -> Result<u32, RafsError> {
-        let sum: u64 = (0..self.order.len())
-            .filter_map(|n| self.blob(blobs, n))
-            .map(|b| b.uncompressed_size / BLOCK)
-            .sum();
-        u32::try_from(sum).map_err(|_| RafsError::TooLarge { what: "blobs" })
-    }
+fn total_blocks(used: &Used<'_>) -> Result<u32, RafsError> {
+    let sum: u64 = used.blobs().map(|b| b.uncompressed_size / BLOCK).sum();
+    u32::try_from(sum).map_err(|_| RafsError::TooLarge { what: "blobs" })
 }
 
 #[cfg(test)]

@@ -41,10 +41,60 @@ pub mod flags {
     pub const EXPLICIT_UID_GID: u64 = 0x10;
     /// Inodes may have extended attributes.
     pub const HAS_XATTR: u64 = 0x20;
+    /// Chunks are gzip streams.
+    pub const COMPRESSION_GZIP: u64 = 0x40;
     /// Chunks are zstd frames.
     pub const COMPRESSION_ZSTD: u64 = 0x80;
+    /// All blobs have the digests of their chunks in themselves.
+    pub const INLINED_CHUNK_DIGEST: u64 = 0x100;
+    /// The blobs are tar files, blocks have 512 bytes.
+    pub const TARFS: u64 = 0x200;
     /// Nothing is encrypted.
     pub const ENCRYPTION_NONE: u64 = 0x100_0000;
+    /// Chunks are encrypted.
+    pub const ENCRYPTION_AES_128_XTS: u64 = 0x200_0000;
+}
+
+/// Bits of [`BlobEntry::features`] and [`BlobHeader::features`] (`BlobFeatures`, storage/src/device.rs).
+pub mod blob_features {
+    /// Slots are aligned to 4 KiB.
+    pub const ALIGNED: u32 = 0x1;
+    /// The bootstrap is in the blob.
+    pub const INLINED_FS_META: u32 = 0x2;
+    /// Chunk information is [`super::ChunkInfoV2`].
+    pub const CHUNK_INFO_V2: u32 = 0x4;
+    /// Chunks are parts of a gzip stream of others' making.
+    pub const ZRAN: u32 = 0x8;
+    /// Data and metadata are in separate blobs.
+    pub const SEPARATE: u32 = 0x10;
+    /// The digests of the chunks are in the blob: nydusd can verify its data.
+    pub const INLINED_CHUNK_DIGEST: u32 = 0x20;
+    /// The blob is a tar file.
+    pub const TARFS: u32 = 0x40;
+    /// Small chunks are compressed together.
+    pub const BATCH: u32 = 0x80;
+    /// Chunks are encrypted.
+    pub const ENCRYPTED: u32 = 0x100;
+    /// The data is not in a blob of the image's.
+    pub const EXTERNAL: u32 = 0x800;
+    /// Each part of the blob has a tar header behind it.
+    pub const HAS_TAR_HEADER: u32 = 0x1000_0000;
+    /// The blob ends with a table of contents.
+    pub const HAS_TOC: u32 = 0x2000_0000;
+    /// Tar headers and contents are there if their bits are set, and only then.
+    pub const CAP_TAR_TOC: u32 = 0x4000_0000;
+}
+
+/// Bits of [`ChunkEntry::flags`] (`BlobChunkFlags`).
+pub mod chunk_flags {
+    /// Stored compressed.
+    pub const COMPRESSED: u32 = 0x1;
+    /// Encrypted.
+    pub const ENCRYPTED: u32 = 0x4;
+    /// Compressed together with others.
+    pub const BATCH: u32 = 0x8;
+    /// `crc32` is set: CRC-32C of the raw bytes. Known to readers from 2.3 on.
+    pub const HAS_CRC32: u32 = 0x10;
 }
 
 macro_rules! sizes {
@@ -60,11 +110,13 @@ sizes! {
     BlobEntry = 256,
     ChunkEntry = 80,
     Inode = 64,
+    InodeCompact = 32,
     ChunkIndex = 8,
     DirentHead = 12,
     XattrHeader = 12,
     XattrEntry = 4,
     ChunkInfoV1 = 16,
+    ChunkInfoV2 = 24,
     BlobHeader = 4096,
 }
 
@@ -186,6 +238,24 @@ pub struct Inode {
     pub reserved2: [u8; 16],
 }
 
+/// A compact inode (`struct erofs_inode_compact`): read, never written, because it has no modification time.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields of erofs_fs.h under their own names")]
+pub struct InodeCompact {
+    pub format: U16,
+    pub xattr_icount: U16,
+    pub mode: U16,
+    pub nlink: U16,
+    pub size: U32,
+    pub reserved: U32,
+    pub union: U32,
+    pub ino: U32,
+    pub uid: U16,
+    pub gid: U16,
+    pub reserved2: U32,
+}
+
 /// A chunk of a file (`struct erofs_inode_chunk_index`; RAFS keeps the chunk's index in the bits EROFS does not look at).
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -246,6 +316,19 @@ pub struct ChunkInfoV1 {
     pub uncompressed: U64,
     /// Offset (bits 0 to 39), high bits of stored size - 1 (40 to 43), low 20 bits (44 to 63).
     pub compressed: U64,
+}
+
+/// A chunk in a blob's chunk information, second form (`BlobChunkInfoV2Ondisk`, storage/src/meta/chunk_info_v2.rs). Others
+/// write it for batched, encrypted and gzip-ranged blobs; it is read, never written, here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ChunkInfoV2 {
+    /// Slot / 4096 (bits 0 to 31), size - 1 (32 to 55), flags (56 to 63): compressed 1, zran 2, batch 4, encrypted 8, CRC 0x10.
+    pub uncompressed: U64,
+    /// Offset (bits 0 to 39), stored size (40 to 63).
+    pub compressed: U64,
+    /// CRC, or index and offset in a batch or zran context.
+    pub data: U64,
 }
 
 /// The last block of a blob (`BlobCompressionContextHeader`).

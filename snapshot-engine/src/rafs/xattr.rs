@@ -12,7 +12,7 @@ use crate::model::tree::Xattrs;
 use super::layout::{XattrEntry, XattrHeader};
 
 /// `EROFS_XATTR_INDEX_*`. A prefix that is a whole name comes with an empty rest.
-const PREFIXES: [(&[u8], u8); 5] = [
+pub(super) const PREFIXES: [(&[u8], u8); 5] = [
     (b"user.", 1),
     (b"system.posix_acl_access", 2),
     (b"system.posix_acl_default", 3),

@@ -66,6 +66,7 @@ fn the_json_of_a_result() {
             "residual_inodes": 4,
             "residual_bytes": 8192,
             "voided": 0,
+            "tracker": "tracepoints",
             "tracker_misses": 0,
             "image": {
                 "manifest": "sha256:00",

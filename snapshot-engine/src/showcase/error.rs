@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::image::ImageError;
 use crate::image::compare::CompareError;
 use crate::model::fault::{Class, Fault, class_of_io, remedy_of_io};
-use crate::{demo, pipeline};
+use crate::{bench, demo, pipeline};
 
 /// What can go wrong with a run, or with a step of it.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,9 @@ pub enum Error {
     /// The engine.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
+    /// Measuring.
+    #[error(transparent)]
+    Bench(bench::Error),
     /// A demo container.
     #[error(transparent)]
     Demo(#[from] demo::Error),
@@ -33,22 +36,11 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// A cgroup that does not freeze or thaw.
-    #[error("{} did not {what} within a second", path.display())]
-    NotFrozen {
-        /// `freeze` or `thaw`.
-        what: &'static str,
-        /// The cgroup.
-        path: PathBuf,
-    },
-    /// Neither version 2 nor any other hierarchy has this container.
-    #[error("the demo container has no version 2 cgroup")]
-    NoCgroup,
     /// The image stage made no record of an image.
     #[error("the commit ended without an image on record")]
     NoImage,
-    /// The thread that compares died.
-    #[error("the comparison ended without a result")]
+    /// The thread that compares died, or a measurement has no figure.
+    #[error("a step ended without a result")]
     Lost,
 }
 
@@ -60,19 +52,17 @@ impl Error {
 
     /// The text with all its causes.
     pub(super) fn whole(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(e) = cause {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
-            cause = e.source();
+        bench::whole(self)
+    }
+}
+
+impl From<bench::Error> for Error {
+    /// A signal is told by the pipeline's own error, whoever passes it on.
+    fn from(error: bench::Error) -> Error {
+        match error {
+            bench::Error::Pipeline(e) => Error::Pipeline(e),
+            other => Error::Bench(other),
         }
-        if let Some(help) = self.remedy() {
-            text.push_str(" (");
-            text.push_str(&help);
-            text.push(')');
-        }
-        text
     }
 }
 
@@ -80,6 +70,7 @@ impl Fault for Error {
     fn class(&self) -> Class {
         match self {
             Error::Pipeline(e) => e.class(),
+            Error::Bench(e) => e.class(),
             Error::Demo(e) => e.class(),
             Error::Io { source, .. } => class_of_io(source),
             _ => Class::General,
@@ -89,11 +80,9 @@ impl Fault for Error {
     fn remedy(&self) -> Option<String> {
         match self {
             Error::Pipeline(e) => e.remedy(),
+            Error::Bench(e) => e.remedy(),
             Error::Demo(e) => e.remedy(),
             Error::Io { source, .. } => remedy_of_io(source),
-            Error::NoCgroup => {
-                Some("mount a version 2 cgroup hierarchy, as every current system does".into())
-            }
             _ => None,
         }
     }

@@ -3,8 +3,9 @@
 use super::report::ImageResult;
 use super::scene::Scene;
 use super::{Error, Options};
+use crate::model::format::Compressor;
 use crate::model::nanos::{Nanos, Span};
-use crate::model::options::{CommitOptions, Compressor};
+use crate::model::options::CommitOptions;
 use crate::model::reference::ContainerRef;
 use crate::model::target::ImageTarget;
 use crate::pipeline::Engine;
@@ -30,8 +31,8 @@ pub(super) fn make(
     let target = ImageTarget::OciLayout { dir: scene.root.join("image"), tag: "demo".to_owned() };
     let container = ContainerRef::Name(scene.loaded.name().to_owned());
     let request = CommitRequest { container, target, options: commit };
-    let mut claimed = commit::cut(&Engine, request, progress)?;
-    let record = commit::finish(&Engine, &mut claimed, progress)?;
+    let mut claimed = commit::cut(&Engine::default(), request, progress)?;
+    let record = commit::finish(&Engine::default(), &mut claimed, progress)?;
     let image = record.image.as_ref().ok_or(Error::NoImage)?;
     let time = |ns: Nanos| Span::from(ns);
     let result = ImageResult {

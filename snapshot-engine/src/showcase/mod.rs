@@ -12,7 +12,6 @@
 //! It uses the engine as anybody would, through `pipeline`; nothing here is known to any other module.
 
 mod error;
-mod freezes;
 mod image;
 mod judge;
 pub mod report;
@@ -26,10 +25,15 @@ use std::time::Duration;
 pub use error::Error;
 pub use report::Report;
 
+use crate::bench;
+use crate::bench::freezes::RoundTrip;
+use crate::container::Freezer;
+use crate::container::cgroup::members;
 use crate::demo::{Job, Rate, TickMode, Workload};
 use crate::model::nanos::{Nanos, Span};
 use crate::model::options::GateChoice;
 use crate::pipeline::progress::{Progress, Quiet, UntilSignal};
+use crate::telemetry::Percentiles;
 use report::{FENCE_P50, FENCE_P99, FENCE_PART};
 use scene::Scene;
 
@@ -103,7 +107,7 @@ pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<Report, Error> {
     }
     until.check()?;
     tell("freezing and thawing a cgroup of 100 tasks");
-    let frozen = freezes::measure(&scene.crowd);
+    let frozen = freezes(&scene);
     report.keep("the cgroup.freeze round trip", frozen, |report, f| report.cgroup_freeze = Some(f))?;
     until.check()?;
     tell("making a whole image");
@@ -122,6 +126,22 @@ pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<Report, Error> {
     report.write(&scene.root.join("run.json"))?;
     scene.strike()?;
     Ok(report)
+}
+
+/// What others pay for a pause: the crowd, frozen and thawed again and again.
+fn freezes(scene: &Scene) -> Result<report::FreezeReport, Error> {
+    const ROUND_TRIPS: u32 = 50;
+    let dir = scene.crowd.state.cgroup_v2.as_deref().ok_or(bench::Error::NoCgroup)?;
+    let tasks = members(dir).map_err(Error::io("list", dir))?.len() as u64;
+    let freezer = RoundTrip::open(&Freezer::V2(dir.to_owned()))?;
+    let mut times = Vec::new();
+    for _ in 0..ROUND_TRIPS {
+        let trip = freezer.once()?;
+        times.push(Nanos::from(trip.freeze + trip.thaw));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let round_trip = Percentiles::of(&times).ok_or(Error::Lost)?;
+    Ok(report::FreezeReport { tasks, round_trips: ROUND_TRIPS, round_trip })
 }
 
 /// What must hold besides that every step was made.

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::scene::Scene;
 use super::{Error, Options};
+pub use crate::bench::report::Abandoned;
 use crate::demo::{TickMode, TickReport};
 use crate::model::nanos::{Nanos, Span};
 use crate::model::options::GateChoice;
@@ -132,17 +133,6 @@ pub struct Sample {
     pub bytes: u64,
     /// Windows attempted for it.
     pub attempts: u32,
-}
-
-/// Attempts that came to nothing.
-#[derive(Debug, Clone, Serialize)]
-pub struct Abandoned {
-    /// With which gate.
-    pub gate: Gate,
-    /// Why.
-    pub reason: String,
-    /// How often.
-    pub count: u32,
 }
 
 /// Gaps between the ticks of one ticker: 100 us and what the machine adds to it.
@@ -285,24 +275,6 @@ impl Report {
     }
 }
 
-/// Percentiles of a few times, each one that was really measured; zeros of none.
-pub(super) fn percentiles(times: &[Duration]) -> Percentiles {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let at = |percent: usize| {
-        let rank = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-        super::span(sorted.get(rank).copied().unwrap_or_default())
-    };
-    Percentiles { p50: at(50), p90: at(90), p99: at(99), max: at(100) }
-}
-
-/// The middle one; 0 of none.
-pub(super) fn median(values: impl Iterator<Item = u64>) -> u64 {
-    let mut sorted: Vec<u64> = values.collect();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-}
-
 /// Tickers while cuts were made, beside the same ones without.
 pub(super) fn ticks(during: &[TickReport], quiet: &[TickReport]) -> Vec<Ticks> {
     let gaps = |r: &TickReport| Gaps {
@@ -313,20 +285,4 @@ pub(super) fn ticks(during: &[TickReport], quiet: &[TickReport]) -> Vec<Ticks> {
     };
     let pair = |(d, q): (&TickReport, &TickReport)| Ticks { mode: d.mode, during: gaps(d), quiet: gaps(q) };
     during.iter().zip(quiet).map(pair).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_values_that_were_measured() {
-        let times: Vec<Duration> = (1..=100).rev().map(Duration::from_micros).collect();
-        let p = percentiles(&times);
-        assert_eq!((p.p50.ns, p.p90.ns, p.p99.ns, p.max.ns), (50_000, 90_000, 99_000, 100_000));
-        let one = percentiles(&times[..1]);
-        assert_eq!((one.p50.ns, one.max.ns), (100_000, 100_000));
-        assert_eq!(percentiles(&[]).max.ns, 0);
-        assert_eq!((median([3, 1, 2].into_iter()), median(std::iter::empty())), (2, 0));
-    }
 }

@@ -3,11 +3,9 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use super::report::{GateReport, Report};
+use crate::bench::text::histogram;
 use crate::model::options::GateChoice;
 use crate::telemetry::Percentiles;
-
-/// Bars of the histogram are no longer than this.
-const BAR: u64 = 50;
 
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -205,46 +203,4 @@ fn head(g: &GateReport) -> String {
 fn residual(g: &GateReport) -> String {
     let kib = g.residual_bytes.div_ceil(1 << 10);
     format!("{} inodes, {kib} KiB, {} rounds", g.residual_inodes, g.rounds)
-}
-
-/// Bars over time on a logarithmic scale, two to a doubling.
-fn histogram(times_ns: &[u64]) -> String {
-    // Bounds 1000 ns * 2^(i/2); integers keep the scale the same everywhere.
-    let bound = |i: u32| if i.is_multiple_of(2) { 1_000u64 << (i / 2) } else { 1_414u64 << (i / 2) };
-    let bucket = |ns: u64| (0..60).find(|i| ns < bound(*i)).unwrap_or(60);
-    let mut counts = vec![0u64; 61];
-    for ns in times_ns {
-        counts[bucket(*ns) as usize] += 1;
-    }
-    let most = counts.iter().copied().max().unwrap_or(0).max(1);
-    let (Some(first), Some(last)) = (counts.iter().position(|n| *n > 0), counts.iter().rposition(|n| *n > 0))
-    else {
-        return String::from("  none\n");
-    };
-    let mut text = String::new();
-    let show = |ns: u64| crate::model::nanos::Nanos(ns).to_string();
-    for (i, n) in counts.iter().enumerate().take(last + 1).skip(first) {
-        let i = u32::try_from(i).unwrap_or(0);
-        let from = if i == 0 { 0 } else { bound(i - 1) };
-        let bar = "#".repeat(usize::try_from((n * BAR).div_ceil(most)).unwrap_or(0));
-        let row = format!("  {:>8} .. {:<8} {n:>4} {bar}", show(from), show(bound(i)));
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}", row.trim_end());
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_histogram_counts_every_window_once() {
-        let text = histogram(&[500, 1_000, 1_413, 1_414, 3_000, 3_000]);
-        let counts: Vec<u64> =
-            text.lines().map(|l| l.split_whitespace().nth(3).unwrap().parse().unwrap()).collect();
-        assert_eq!(counts, [1, 2, 1, 0, 2]);
-        assert!(text.starts_with("       0ns .. 1.0us"), "{text}");
-        assert_eq!(histogram(&[]), "  none\n");
-    }
 }

@@ -152,10 +152,7 @@ impl Claimed {
     /// As `unlink(2)`; it can be called again.
     pub fn drop_frozen(&self) -> Result<(), Error> {
         let frozen = self.path.join("frozen");
-        match fs::remove_dir_all(&frozen) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &frozen, e)),
-            _ => Ok(()),
-        }
+        crate::kernel::removal::remove_tree(&frozen).map_err(|e| Error::io("remove", &frozen, e))
     }
 
     /// A descriptor that holds the same lock, to give to a child.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::lock::Lock;
 use super::{Error, SnapshotId, Store, durable, record};
+use crate::kernel::removal;
 
 impl Store {
     /// Takes a snapshot's directory out of sight with one rename, then removes it. A kill between the two leaves trash, which the next sweep removes;
@@ -51,6 +52,15 @@ impl Store {
             }
         }
         for path in trash {
+            // The stages work below `work`; see `CutRequest::directory`.
+            let work = path.join("work");
+            match crate::kernel::held::thaw_left(&work) {
+                Ok(Some(cgroup)) => {
+                    tracing::warn!("{} was left frozen by a killed engine and is thawed", cgroup.display());
+                }
+                Ok(None) => {}
+                Err(e) => return Err(Error::io("thaw what is noted in", &work, e)),
+            }
             remove_tree(&path)?;
         }
         Ok(())
@@ -76,10 +86,7 @@ fn is_leftover(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Two sweeps may remove the same trash: what is gone is gone.
+/// Two sweeps may remove the same trash.
 fn remove_tree(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
+    removal::remove_tree(path).map_err(|e| Error::io("remove", path, e))
 }

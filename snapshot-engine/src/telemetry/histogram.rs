@@ -69,6 +69,21 @@ pub struct Percentiles {
     pub max: Span,
 }
 
+impl Percentiles {
+    /// Of a few times, each one that was really measured; `None` of none.
+    #[must_use]
+    pub fn of(times: &[Nanos]) -> Option<Percentiles> {
+        let mut sorted = times.to_vec();
+        sorted.sort_unstable();
+        let last = sorted.len().checked_sub(1)?;
+        let at = |percent: usize| {
+            let rank = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+            Span::from(sorted[rank.min(last)])
+        };
+        Some(Percentiles { p50: at(50), p90: at(90), p99: at(99), max: at(100) })
+    }
+}
+
 /// One gate's figures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GateFigures {
@@ -177,6 +192,16 @@ mod tests {
         near(&window.p99, 9_900);
         near(&window.max, 10_000);
         assert_eq!(figures[0].window.max.ns, 0);
+    }
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let times: Vec<Nanos> = (1..=100).rev().map(|n| Nanos(n * 1000)).collect();
+        let p = Percentiles::of(&times).unwrap();
+        assert_eq!((p.p50.ns, p.p90.ns, p.p99.ns, p.max.ns), (50_000, 90_000, 99_000, 100_000));
+        let one = Percentiles::of(&times[..1]).unwrap();
+        assert_eq!((one.p50.ns, one.max.ns), (100_000, 100_000));
+        assert_eq!(Percentiles::of(&[]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use snapshot_ebpf::{
 };
 
 /// Calls that change the content of what a descriptor refers to: number and which argument the descriptor is.
-const CONTENT: &[(libc::c_long, u32)] = &[
+const CONTENT: &[(libc::c_long, u8)] = &[
     (libc::SYS_write, 0),
     (libc::SYS_writev, 0),
     (libc::SYS_pwrite64, 0),
@@ -22,7 +22,7 @@ const CONTENT: &[(libc::c_long, u32)] = &[
 ];
 
 /// Calls that change the inode a descriptor refers to, whatever its kind.
-const INODE: &[(libc::c_long, u32)] =
+const INODE: &[(libc::c_long, u8)] =
     &[(libc::SYS_fchmod, 0), (libc::SYS_fchown, 0), (libc::SYS_fsetxattr, 0), (libc::SYS_fremovexattr, 0)];
 
 /// Calls that name a path, or submit work whose target cannot be told.
@@ -86,8 +86,8 @@ const LAST_KNOWN: libc::c_long = 470;
 
 /// The class of each call by its number.
 #[must_use]
-pub fn classes() -> Vec<u32> {
-    let mut classes = vec![CALL_OTHER; MAX_CALLS as usize];
+pub fn classes() -> [u8; MAX_CALLS as usize] {
+    let mut classes = [CALL_OTHER; MAX_CALLS as usize];
     let mut set = |number: libc::c_long, class| {
         if let Some(slot) = usize::try_from(number).ok().and_then(|n| classes.get_mut(n)) {
             *slot = class;

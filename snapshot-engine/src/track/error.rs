@@ -18,6 +18,16 @@ pub enum Error {
         /// The cause.
         why: String,
     },
+    /// The kernel is older than the tracker was made for.
+    #[error(
+        "the tracker needs Linux {oldest} or newer, and this is {found}; use `--tracker none`: the container then stands still while everything is copied"
+    )]
+    OldKernel {
+        /// The running kernel's release.
+        found: String,
+        /// The oldest it works on.
+        oldest: String,
+    },
     /// A structure or field the programs read does not exist.
     #[error(
         "this kernel has no `{path}`, which the tracker reads; use `--tracker none`, and please report the kernel's version"
@@ -36,9 +46,44 @@ pub enum Error {
         /// The file system.
         fs: String,
     },
+    /// A kernel function without which events would be lost.
+    #[error(
+        "this kernel has no function `{name}` {why}, without which changes on {fs} would be missed; use `--tracker none`"
+    )]
+    NoFunction {
+        /// The function.
+        name: &'static str,
+        /// In which respect.
+        why: &'static str,
+        /// The file system.
+        fs: String,
+    },
+    /// The kernel refuses programs on its functions.
+    #[error(
+        "the container's upperdir lies on {fs}, which the tracker sees through fentry programs only, and this kernel refuses those, as hardened hosts do (lockdown: /sys/kernel/security/lockdown). Use `--tracker none`, or a layer store on ext4 or xfs"
+    )]
+    FentryRefused {
+        /// The file system.
+        fs: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A tracepoint with other arguments than the programs read.
+    #[error(
+        "this kernel's tracepoint `{name}` passes ({passed}) where ({expected}) is read; use `--tracker none`, and please report the kernel's version"
+    )]
+    Arguments {
+        /// The tracepoint.
+        name: &'static str,
+        /// What it passes.
+        passed: String,
+        /// What the program expects.
+        expected: &'static str,
+    },
     /// No backend for this file system.
     #[error(
-        "the container's upperdir lies on {fs}; the tracker knows ext4 (ext2, ext3) and xfs. Use `--tracker none`: the container then stands still while everything is copied"
+        "the container's upperdir lies on {fs}; the tracker knows ext4 (ext2, ext3) and xfs, and where the kernel allows fentry programs btrfs and tmpfs. Use `--tracker none`: the container then stands still while everything is copied"
     )]
     UnsupportedFileSystem {
         /// As mountinfo names it.

@@ -6,7 +6,10 @@
 //!
 //! * it entered or left any system call (the programs note it in TASKS), or
 //! * it sleeps in a call that changes nothing (`/proc/TID/syscall`), in a write to a pipe or socket, or in the opening of a FIFO, or
+//! * it is stopped by a signal, which happens at the border between user and kernel only (not one that a debugger has stopped:
+//!   that may be at the entry of a call which then goes on uncounted), or
 //! * it was sampled in user mode (it computes and makes no calls), or
+//! * it works for io_uring (so it never makes a call) and waits for its next request, or
 //! * it is gone.
 
 use std::collections::HashMap;
@@ -62,13 +65,42 @@ pub fn waits_for_partner(tid: u32) -> bool {
         .is_ok_and(|symbol| matches!(symbol.trim(), "wait_for_partner" | "fifo_open"))
 }
 
+/// Whether a task works for an io_uring, and if so whether it waits for its next request (io_uring/io-wq.c, io_uring/sqpoll.c). Such a task never leaves the
+/// call in which it was made, as `/proc/TID/syscall` has it; only where it sleeps tells.
+fn worker_waits(tid: u32) -> Option<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    is_worker(&stat).then(|| {
+        std::fs::read_to_string(format!("/proc/{tid}/wchan"))
+            .is_ok_and(|symbol| matches!(symbol.trim(), "io_wq_worker" | "io_sq_thread"))
+    })
+}
+
+/// Whether `/proc/TID/stat` has PF_IO_WORKER (linux/sched.h) in its ninth field.
+fn is_worker(stat: &str) -> bool {
+    let flags = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & 0x10 != 0)
+}
+
 /// Whether a task is gone, or sleeps where it changes nothing. `/proc/TID/syscall` says "running", or the call's number and arguments
 /// (-1: asleep outside any call), for a task that is off its CPU (fs/proc/base.c, proc_pid_syscall).
-fn asleep_or_gone(tid: u32, classes: &[u32]) -> bool {
+fn asleep_or_gone(tid: u32, classes: &[u8]) -> bool {
+    if let Some(waits) = worker_waits(tid) {
+        return waits;
+    }
     match std::fs::read_to_string(format!("/proc/{tid}/syscall")) {
-        Ok(text) => harmless(&text, classes, |fd| changes_nothing(tid, fd)) || waits_for_partner(tid),
+        Ok(text) => {
+            harmless(&text, classes, |fd| changes_nothing(tid, fd)) || waits_for_partner(tid) || stopped(tid)
+        }
         Err(_) => !std::path::Path::new(&format!("/proc/{tid}")).exists(),
     }
+}
+
+/// Whether a task is stopped by SIGSTOP or its like: state `T`, not the `t` of a debugger's (fs/proc/array.c). It is in `do_signal_stop`, on
+/// its way back to user mode; `/proc/TID/syscall` still names the last call it made.
+fn stopped(tid: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/{tid}/stat")).unwrap_or_default();
+    // The command's name is in parentheses and may hold any byte.
+    stat.rsplit(|b| *b == b')').next().is_some_and(|rest| rest.starts_with(b" T "))
 }
 
 /// Whether a descriptor of a task is neither a regular file nor a directory: a write to a pipe or socket may block for ever.
@@ -77,7 +109,7 @@ fn changes_nothing(tid: u32, fd: u64) -> bool {
 }
 
 /// Whether the call a sleeping task is in changes nothing. `inert` tells of a descriptor whether writing to it changes no tree.
-fn harmless(text: &str, classes: &[u32], inert: impl Fn(u64) -> bool) -> bool {
+fn harmless(text: &str, classes: &[u8], inert: impl Fn(u64) -> bool) -> bool {
     let mut words = text.split_whitespace();
     let number = match words.next().map(str::parse::<i64>) {
         Some(Ok(-1)) => return true,
@@ -85,7 +117,7 @@ fn harmless(text: &str, classes: &[u32], inert: impl Fn(u64) -> bool) -> bool {
         _ => return false,
     };
     let Some(&class) = usize::try_from(number).ok().and_then(|n| classes.get(n)) else { return false };
-    let mut argument = |n: u32| {
+    let mut argument = |n: u8| {
         let word = words.nth(n as usize)?;
         u64::from_str_radix(word.strip_prefix("0x").unwrap_or(word), 16).ok()
     };
@@ -102,6 +134,14 @@ fn harmless(text: &str, classes: &[u32], inert: impl Fn(u64) -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_of_io_uring_are_told_by_their_flags() {
+        assert!(is_worker("12 (iou-wrk-11) S 1 11 11 0 -1 16464 0 0 0"));
+        assert!(is_worker("12 (a) Z 1) R 1 11 11 0 -1 4194320 0 0 0"));
+        assert!(!is_worker("12 (cat) S 1 11 11 0 -1 4194304 0 0 0"));
+        assert!(!is_worker("garbage"));
+    }
 
     #[test]
     fn only_calls_that_change_nothing_are_evidence() {

@@ -1,11 +1,11 @@
-//! The control page and what the CPUs felt, as the window reads and writes them: plain memory, no system call.
+//! The control page and what each CPU counts, as the window reads and writes them: plain memory, no system call.
 
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU64, fence};
 
-use snapshot_ebpf::{Control, CpuStop, Line, TargetId};
+use snapshot_ebpf::{Control, Cpu, TargetId};
 
 use crate::kernel::shared::MapMemory;
 
@@ -21,7 +21,7 @@ pub struct Live {
 pub struct Stamp {
     /// Modifying calls begun.
     pub entered: u64,
-    /// Events on watched inodes.
+    /// Events on watched inodes that had something new to say.
     pub events: u64,
     /// Shared mappings asked for.
     pub mappings: u64,
@@ -56,7 +56,7 @@ impl Live {
     #[inline]
     pub fn raise_fence(&self, until_ns: u64) {
         field!(self, fence_until).store(until_ns.max(1), SeqCst);
-        // Pairs with the fetching add in `calls::turn`: the call is counted before it looks at the fence, so either
+        // Pairs with the fetching add in `count::enter`: the call is counted before it looks at the fence, so either
         // it sees the fence or we see it.
         fence(SeqCst);
     }
@@ -67,17 +67,37 @@ impl Live {
         field!(self, fence_until).store(0, SeqCst);
     }
 
-    /// Modifying calls of the targets under way.
+    /// Brings what the window touches first into this core's cache: other cores have written there since. Nothing changes; the fence is down.
+    #[inline]
+    pub fn warm(&self) {
+        self.lower_fence();
+        std::hint::black_box((self.in_flight(), self.stamp()));
+    }
+
+    /// The sum of a field over all CPUs.
+    #[inline]
+    fn sum(&self, offset: usize) -> u64 {
+        let cpus = self.cpus.words().chunks_exact(CPU_WORDS);
+        cpus.map(|cpu| cpu[offset / 8].load(SeqCst)).fold(0, u64::wrapping_add)
+    }
+
+    /// Modifying calls of the targets under way, and events that are being recorded.
     #[inline]
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.in_phase(0).wrapping_add(self.in_phase(1))
+        // Ends before beginnings, see `Cpu`.
+        let ended = self.sum(LEFT).wrapping_add(self.sum(LEFT + 8)).wrapping_add(self.sum(RECORDED));
+        fence(SeqCst);
+        let begun = self.sum(ENTERED).wrapping_add(self.sum(ENTERED + 8)).wrapping_add(self.sum(EVENTS));
+        begun.wrapping_sub(ended)
     }
 
     #[inline]
     pub(super) fn in_phase(&self, phase: u64) -> u64 {
-        let line = offset_of!(Control, in_flight) + usize::from(phase & 1 == 1) * size_of::<Line>();
-        self.word(line).load(SeqCst)
+        let of_phase = if phase & 1 == 1 { 8 } else { 0 };
+        let ended = self.sum(LEFT + of_phase);
+        fence(SeqCst);
+        self.sum(ENTERED + of_phase).wrapping_sub(ended)
     }
 
     pub(super) fn phase(&self) -> u64 {
@@ -95,8 +115,8 @@ impl Live {
     pub fn stamp(&self) -> Stamp {
         fence(SeqCst);
         Stamp {
-            entered: field!(self, entered).load(SeqCst),
-            events: field!(self, events).load(SeqCst),
+            entered: self.sum(ENTERED).wrapping_add(self.sum(ENTERED + 8)),
+            events: self.sum(EVENTS),
             mappings: field!(self, mappings).load(SeqCst),
             uring: field!(self, uring).load(SeqCst),
             lost: self.ring_lost().wrapping_add(self.unknown()).wrapping_add(self.tasks_lost()),
@@ -162,9 +182,9 @@ impl Live {
 
     /// Forgets what the CPUs felt. Only while the fence is down.
     pub fn clear_felt(&self) {
-        for word in self.cpus.words() {
-            if word.load(Relaxed) != 0 {
-                word.store(0, SeqCst);
+        for cpu in self.cpus.words().chunks_exact(CPU_WORDS) {
+            for field in [SPINS, LONGEST, EXPIRED] {
+                cpu[field / 8].store(0, SeqCst);
             }
         }
     }
@@ -172,25 +192,25 @@ impl Live {
     /// What the calls held since [`Live::clear_felt`] felt; complete once the last of them has gone on.
     #[must_use]
     pub fn felt(&self) -> Felt {
-        let mut all = Felt::default();
-        for cpu in self.cpus.words().chunks_exact(size_of::<CpuStop>() / 8) {
-            all.spins += cpu[offset_of!(CpuStop, spins) / 8].load(SeqCst);
-            all.longest = all.longest.max(cpu[offset_of!(CpuStop, longest) / 8].load(SeqCst));
-            all.expired += cpu[offset_of!(CpuStop, expired) / 8].load(SeqCst);
-        }
-        all
+        let longest = self.cpus.words().chunks_exact(CPU_WORDS).map(|cpu| cpu[LONGEST / 8].load(SeqCst));
+        Felt { spins: self.sum(SPINS), longest: longest.max().unwrap_or(0), expired: self.expired() }
     }
 
-    /// Calls let through because the fence's deadline had passed.
+    /// Calls let through because the fence's deadline had passed, since [`Live::clear_felt`].
     #[inline]
     #[must_use]
-    pub fn expired(&self, cpus: usize) -> u64 {
-        let width = size_of::<CpuStop>() / 8;
-        let words = self.cpus.words();
-        (0..cpus.min(words.len() / width))
-            .map(|c| words[c * width + offset_of!(CpuStop, expired) / 8].load(SeqCst))
-            .sum()
+    pub fn expired(&self) -> u64 {
+        self.sum(EXPIRED)
     }
 }
+
+const CPU_WORDS: usize = size_of::<Cpu>() / 8;
+const ENTERED: usize = offset_of!(Cpu, entered);
+const LEFT: usize = offset_of!(Cpu, left);
+const EVENTS: usize = offset_of!(Cpu, events);
+const RECORDED: usize = offset_of!(Cpu, recorded);
+const SPINS: usize = offset_of!(Cpu, spins);
+const LONGEST: usize = offset_of!(Cpu, longest);
+const EXPIRED: usize = offset_of!(Cpu, expired);
 
 const _: () = assert!(cfg!(target_endian = "little"), "TargetId's halves are packed for little endian");

@@ -4,20 +4,25 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-/// The files of these devices (major, minor) that any of these processes maps shared and could write to, as the process
-/// names them (`/data/db`). Empty: nobody does.
+/// The files of these devices (major, minor) that any of these processes maps shared and could write to, as the root of the overlay
+/// has them (`/data/db`). Empty: nobody does. `from_root` makes that of the path by which a process has it: in a mount namespace of its own it may have the
+/// tree in other places.
 ///
 /// # Errors
 /// When `/proc` cannot be read, other than because a process is gone.
-pub fn writable_mappings(pids: &[u32], devices: &[(u32, u32)]) -> io::Result<BTreeSet<Vec<u8>>> {
+pub fn writable_mappings(
+    pids: &[u32],
+    devices: &[(u32, u32)],
+    from_root: impl Fn(u32, Vec<u8>) -> Vec<u8>,
+) -> io::Result<BTreeSet<Vec<u8>>> {
     let mut found = BTreeSet::new();
     for &pid in pids {
         let Some(maps) = read(&format!("/proc/{pid}/maps"))? else { continue };
-        let mut doubtful = false;
+        let (mut doubtful, mut named) = (false, BTreeSet::new());
         for line in lines(&maps) {
             match mapping(line, devices) {
                 Mapping::Writable => {
-                    found.insert(path(line));
+                    named.insert(path(line));
                 }
                 Mapping::Shared => doubtful = true,
                 Mapping::Other => {}
@@ -26,8 +31,9 @@ pub fn writable_mappings(pids: &[u32], devices: &[(u32, u32)]) -> io::Result<BTr
         // Shared and read-only now: harmless if the file was opened for reading (the C library maps its caches so), a store in waiting
         // otherwise (mprotect). VmFlags tell: `mw` is "may write".
         if doubtful && let Some(smaps) = read(&format!("/proc/{pid}/smaps"))? {
-            may_write(&smaps, devices, &mut found);
+            may_write(&smaps, devices, &mut named);
         }
+        found.extend(named.into_iter().map(|path| from_root(pid, path)));
     }
     Ok(found)
 }

@@ -12,6 +12,9 @@ use super::btf::Btf;
 pub fn offsets(btf: &Btf, xfs: bool) -> Result<Offsets, Error> {
     let at = |path: &str| btf.offset(path);
     let or_none = |path: &str| btf.offset(path).unwrap_or(NONE);
+    // A byte of its own at first (6.1), the low byte of a word later (6.12).
+    let low_byte = |word: u32| if cfg!(target_endian = "little") { word } else { word + 7 };
+    let folio_order = at("folio._folio_order").or_else(|_| at("folio._flags_1").map(low_byte)).ok();
     Ok(Offsets {
         inode_ino: at("inode.i_ino")?,
         inode_mode: at("inode.i_mode")?,
@@ -24,12 +27,10 @@ pub fn offsets(btf: &Btf, xfs: bool) -> Result<Offsets, Error> {
         // Before 5.16 there were no folios; the tracepoint had another name then.
         folio_index: at("folio.index")?,
         folio_flags: at("folio.flags")?,
-        folio_flags_1: or_none("folio._flags_1"),
-        // The order lies in _flags_1 since 6.7 (and in _folio_order before, which is not read here: 2 MiB are assumed).
-        folio_head_bit: if btf.offset("folio._flags_1").is_ok() && btf.offset("folio._folio_order").is_err() {
-            btf.enumerator("pageflags", "PG_head").unwrap_or(NONE)
-        } else {
-            NONE
+        folio_order: folio_order.unwrap_or(NONE),
+        folio_head_bit: match folio_order {
+            Some(_) => btf.enumerator("pageflags", "PG_head").unwrap_or(NONE),
+            None => NONE,
         },
         kiocb_file: at("kiocb.ki_filp")?,
         kiocb_pos: at("kiocb.ki_pos")?,
@@ -43,14 +44,34 @@ pub fn offsets(btf: &Btf, xfs: bool) -> Result<Offsets, Error> {
         file_inode: at("file.f_inode")?,
         task_nsproxy: at("task_struct.nsproxy")?,
         task_files: at("task_struct.files")?,
+        task_flags: at("task_struct.flags")?,
         task_status: if cfg!(target_arch = "x86_64") { at("task_struct.thread_info.status")? } else { NONE },
         nsproxy_mnt: at("nsproxy.mnt_ns")?,
         mnt_inum: at("mnt_namespace.ns.inum")?,
         files_fdt: at("files_struct.fdt")?,
         fdt_fd: at("fdtable.fd")?,
         fdt_max: at("fdtable.max_fds")?,
+        dentry_inode: at("dentry.d_inode")?,
+        dentry_parent: at("dentry.d_parent")?,
+        path_dentry: at("path.dentry")?,
+        file_mode: at("file.f_mode")?,
+        attr_valid: at("iattr.ia_valid")?,
+        folio_mapping: at("folio.mapping")?,
+        vma_file: at("vm_area_struct.vm_file")?,
+        vma_flags: at("vm_area_struct.vm_flags")?,
+        rename_old_dir: or_none("renamedata.old_dir"),
+        rename_new_dir: or_none("renamedata.new_dir"),
+        rename_old_parent: either(btf, "renamedata.old_parent", "renamedata.old_dir")?,
+        rename_new_parent: either(btf, "renamedata.new_parent", "renamedata.new_dir")?,
+        rename_old_dentry: at("renamedata.old_dentry")?,
+        rename_new_dentry: at("renamedata.new_dentry")?,
         regs_args: arguments(btf)?,
     })
+}
+
+/// One of two fields, of which a kernel has one.
+fn either(btf: &Btf, first: &str, second: &str) -> Result<u32, Error> {
+    btf.offset(first).or_else(|_| btf.offset(second))
 }
 
 /// Where the arguments of a system call lie in `pt_regs` (x86: arch/x86/include/asm/syscall.h; arm64 and riscv likewise).

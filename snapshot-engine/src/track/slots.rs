@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   add:  block words and state first, the inode number last     a program never finds a half-made slot
-//!   take: state first, block words afterwards                    a bit is taken now, or its slot is queued again (T1)
-//!   put:  block words first, state with QUEUED afterwards        as the programs do (T3)
+//!   take: state first, then the slot's words, then those of      a bit is taken now, or its slot is queued again (T1)
+//!         `blocks` they stand for
+//!   put:  the other way round, state with QUEUED last            as the programs do (T3)
 //! ```
 //!
 //! The table is open-addressed with linear probing and at most [`MAX_PROBES`] steps, so that a program's look-up is bounded.
@@ -14,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use snapshot_ebpf::{
-    BLOCK_SHIFT, DIRECT, DIRT, INLINE_BLOCKS, INLINE_WORDS, MAPPED, MAX_PROBES, META, QUEUED, SLOT_EMPTY,
+    BLOCK_SHIFT, DIRECT, DIRT, FINE_SHIFT, Fine, INLINE_WORDS, MAPPED, MAX_PROBES, META, QUEUED, SLOT_EMPTY,
     SLOT_GONE, Slot, TAIL, WHOLE, home,
 };
 
@@ -25,7 +26,6 @@ const INO: usize = offset_of!(Slot, ino) / 8;
 const STATE: usize = offset_of!(Slot, state) / 8;
 const MORE: usize = offset_of!(Slot, more) / 8;
 const BITS: usize = offset_of!(Slot, blocks) / 8;
-const BLOCK: u64 = 1 << BLOCK_SHIFT;
 
 /// A slot's place in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,7 +81,7 @@ impl<'a> Slots<'a> {
         None
     }
 
-    /// Adds an inode, clean, with bits for `size` bytes of content taken from `blocks` by `room`.
+    /// Adds an inode, clean; `more` is its [`Fine`], whose words are 0, or 0.
     ///
     /// # Errors
     /// [`Full`] when no slot near its home is free.
@@ -140,23 +140,38 @@ impl<'a> Slots<'a> {
         }
     }
 
-    /// The extension of a slot: first word and number of words.
-    fn more(&self, slot: SlotIndex) -> Range<usize> {
-        let more = self.word(slot, MORE).load(Acquire);
-        let (first, words) = ((more >> 32) as usize, (more & 0xffff_ffff) as usize);
-        first..first + words
+    #[inline]
+    fn fine(&self, slot: SlotIndex) -> Fine {
+        Fine(self.word(slot, MORE).load(Acquire))
     }
 
-    /// The first word of a slot's extension.
+    /// First and number of the words of BLOCKS a slot has.
     #[must_use]
-    pub fn extension_start(&self, slot: SlotIndex) -> usize {
-        self.more(slot).start
+    pub fn extension(&self, slot: SlotIndex) -> (usize, usize) {
+        let fine = self.fine(slot);
+        (fine.first() as usize, fine.words() as usize)
+    }
+
+    /// Bytes a slot's bits stand for, as a shift.
+    #[inline]
+    #[must_use]
+    pub fn block_shift(&self, slot: SlotIndex) -> u32 {
+        if self.fine(slot).words() == 0 { BLOCK_SHIFT } else { FINE_SHIFT }
+    }
+
+    /// How many words of block bits a slot has.
+    #[must_use]
+    fn bit_words(&self, slot: SlotIndex) -> usize {
+        match self.fine(slot).words() {
+            0 => INLINE_WORDS,
+            words => words as usize,
+        }
     }
 
     /// First byte behind the blocks a slot has bits for.
     #[must_use]
     pub fn covered(&self, slot: SlotIndex) -> u64 {
-        (INLINE_BLOCKS + self.more(slot).len() as u64 * 64) << BLOCK_SHIFT
+        (self.bit_words(slot) as u64 * 64) << self.block_shift(slot)
     }
 
     /// Takes the state bits; what was dirty is clean afterwards and the caller answers for it. No allocation, no lock:
@@ -167,36 +182,43 @@ impl<'a> Slots<'a> {
         self.word(slot, STATE).fetch_and(!DIRT, SeqCst)
     }
 
-    /// How many words of block bits a slot has.
+    /// Takes the bits of a slot, a word of 64 blocks at a time and in order, but for words without any. No allocation, no lock.
     #[inline]
-    #[must_use]
-    pub fn bit_words(&self, slot: SlotIndex) -> usize {
-        INLINE_WORDS + self.more(slot).len()
-    }
-
-    #[inline]
-    fn bit_word(&self, slot: SlotIndex, w: usize) -> &'a AtomicU64 {
-        if w < INLINE_WORDS {
-            self.word(slot, BITS + w)
-        } else {
-            &self.blocks[self.more(slot).start + w - INLINE_WORDS]
+    pub fn take_bits(&self, slot: SlotIndex, mut each: impl FnMut(usize, u64)) {
+        let fine = self.fine(slot);
+        for w in 0..INLINE_WORDS {
+            let mut inside = take_word(self.word(slot, BITS + w));
+            if fine.words() == 0 {
+                if inside != 0 {
+                    each(w, inside);
+                }
+                continue;
+            }
+            while inside != 0 {
+                let group = w * 64 + inside.trailing_zeros() as usize;
+                inside &= inside - 1;
+                let last = ((group + 1) << fine.shift()).min(fine.words() as usize);
+                for word in group << fine.shift()..last {
+                    let bits = take_word(&self.blocks[fine.first() as usize + word]);
+                    if bits != 0 {
+                        each(word, bits);
+                    }
+                }
+            }
         }
-    }
-
-    /// Takes the bits of one word of 64 blocks.
-    #[inline]
-    #[must_use]
-    pub fn take_word(&self, slot: SlotIndex, w: usize) -> u64 {
-        let word = self.bit_word(slot, w);
-        // Mostly clean: a plain load spares the locked exchange. Not a lost bit: one that is set after this
-        // load comes with a state that is set after our taking it, and queues the slot again.
-        if word.load(SeqCst) == 0 { 0 } else { word.swap(0, SeqCst) }
     }
 
     /// Makes bits dirty again without queueing the slot; see [`Slots::put_state`].
     #[inline]
     pub fn put_word(&self, slot: SlotIndex, w: usize, bits: u64) {
-        self.bit_word(slot, w).fetch_or(bits, SeqCst);
+        let fine = self.fine(slot);
+        if fine.words() == 0 {
+            self.word(slot, BITS + w).fetch_or(bits, SeqCst);
+            return;
+        }
+        self.blocks[fine.first() as usize + w].fetch_or(bits, SeqCst);
+        let group = w >> fine.shift();
+        self.word(slot, BITS + group / 64).fetch_or(1 << (group % 64), SeqCst);
     }
 
     /// Makes state bits dirty again. True if the caller has to see to it that the slot is looked at: it was not queued.
@@ -211,20 +233,20 @@ impl<'a> Slots<'a> {
     pub fn take(&self, slot: SlotIndex) -> Option<Dirty> {
         let state = self.take_state(slot);
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for w in 0..self.bit_words(slot) {
-            let mut bits = self.take_word(slot, w);
+        let shift = self.block_shift(slot);
+        self.take_bits(slot, |w, mut bits| {
             while bits != 0 {
                 let first = bits.trailing_zeros();
                 let run = (bits >> first).trailing_ones();
-                let start = (w as u64 * 64 + u64::from(first)) * BLOCK;
-                let end = start + u64::from(run) * BLOCK;
+                let start = (w as u64 * 64 + u64::from(first)) << shift;
+                let end = start + (u64::from(run) << shift);
                 match ranges.last_mut() {
                     Some(last) if last.end == start => last.end = end,
                     _ => ranges.push(start..end),
                 }
                 bits &= if first + run == 64 { 0 } else { !0 << (first + run) };
             }
-        }
+        });
         let ino = self.ino(slot)?;
         let dirty = Dirty {
             ino,
@@ -242,8 +264,9 @@ impl<'a> Slots<'a> {
     #[must_use]
     pub fn put(&self, slot: SlotIndex, dirty: &Dirty) -> bool {
         let mut state = 0;
+        let shift = self.block_shift(slot);
         for range in &dirty.ranges {
-            for block in range.start >> BLOCK_SHIFT..range.end.div_ceil(BLOCK) {
+            for block in range.start >> shift..range.end.div_ceil(1 << shift) {
                 let w = usize::try_from(block / 64).unwrap_or(usize::MAX);
                 if w < self.bit_words(slot) {
                     self.put_word(slot, w, 1 << (block % 64));
@@ -263,11 +286,19 @@ impl<'a> Slots<'a> {
     }
 }
 
+/// Mostly clean: a plain load spares the locked exchange. Not a lost bit: one that is set after this load comes with a state that is set after
+/// our taking it, and queues the slot again.
+#[inline]
+fn take_word(word: &AtomicU64) -> u64 {
+    if word.load(SeqCst) == 0 { 0 } else { word.swap(0, SeqCst) }
+}
+
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init, reason = "a list of one range is what is meant")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use snapshot_ebpf::INLINE_BLOCKS;
     use std::collections::{BTreeMap, BTreeSet};
 
     fn memory(words: usize) -> Vec<AtomicU64> {
@@ -275,36 +306,35 @@ mod tests {
     }
 
     #[test]
-    fn large_files_have_bits_in_the_extension_and_a_tail_behind() -> Result<(), Full> {
-        let (words, blocks) = (memory(64 * SLOT_WORDS), memory(10));
+    fn large_files_have_a_bit_a_page_and_a_tail_behind() -> Result<(), Full> {
+        let (words, blocks) = (memory(64 * SLOT_WORDS), memory(2000));
         let slots = Slots::new(&words, &blocks);
-        let slot = slots.add(7, 3 << 32 | 2)?;
-        assert_eq!(slots.covered(slot), (INLINE_BLOCKS + 128) * BLOCK);
-        let far = (INLINE_BLOCKS + 65) * BLOCK;
-        let dirty = Dirty {
-            ino: Ino(7),
-            meta: false,
-            whole: false,
-            direct: false,
-            tail: None,
-            ranges: vec![far..far + BLOCK],
-        };
-        assert!(slots.put(slot, &dirty));
-        assert_eq!(blocks[4].load(SeqCst), 2);
-        assert_eq!(slots.take(slot), Some(dirty));
+        let slot = slots.add(7, Fine::new(3, 1000).0)?;
+        assert_eq!((slots.covered(slot), slots.extension(slot)), (1000 << 18, (3, 1000)));
+        let dirty =
+            |ranges, meta| Dirty { ino: Ino(7), meta, whole: false, direct: false, tail: None, ranges };
+        let far = 999 << 18;
+        let written = dirty(vec![0..8192, far..far + 4096], false);
+        assert!(slots.put(slot, &written));
+        assert_eq!((blocks[3].load(SeqCst), blocks[3 + 999].load(SeqCst)), (3, 1));
+        assert_eq!(slots.take(slot), Some(written));
         assert_eq!(slots.take(slot), None);
-        let behind = Dirty {
-            ino: Ino(7),
-            meta: true,
-            whole: false,
-            direct: false,
-            tail: None,
-            ranges: vec![1 << 40..(1 << 40) + 1],
-        };
-        assert!(slots.put(slot, &behind));
+        assert!(slots.put(slot, &dirty(vec![1 << 40..(1 << 40) + 1], true)));
         assert_eq!(slots.take(slot).and_then(|d| d.tail), Some(slots.covered(slot)));
         Ok(())
     }
+
+    #[test]
+    fn every_word_has_a_summary_bit_inside_the_slot() {
+        for words in [1, 2, 319, 320, 321, 640, 641, 20_000, Fine::MAX_WORDS] {
+            let fine = Fine::new(9, words);
+            assert_eq!((fine.first(), fine.words()), (9, words));
+            assert!((words - 1) >> fine.shift() < INLINE_BLOCKS, "{words}");
+            assert!(fine.shift() == 0 || (words - 1) >> (fine.shift() - 1) >= INLINE_BLOCKS, "{words}");
+        }
+    }
+
+    const BLOCK: u64 = 1 << BLOCK_SHIFT;
 
     proptest! {
         /// The table against a map: whatever is added, removed and marked is found as it should be, or `Full` is said.

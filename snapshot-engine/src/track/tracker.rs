@@ -4,33 +4,62 @@ use std::collections::HashMap as Map;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, MapData, RingBuf};
-use aya::programs::BtfTracePoint;
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::maps::{MapData, RingBuf};
+use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use snapshot_ebpf::{
-    BLOCK_SHIFT, Control, CpuStop, INLINE_BLOCKS, MAX_CPUS, MAX_TARGETS, META, QUEUED, Settings, Slot,
-    TargetId, WHOLE,
+    BLOCK_SHIFT, Control, Cpu, FAULT_KIND, FAULT_NO_SETTLE, FINE_SHIFT, Fine, MAPPED, MAX_CPUS, MAX_TARGETS,
+    META, QUEUED, Settings, Slot, TASK_INSIDE, TASKS_A_LINE, TargetId, WHOLE,
 };
 
+use super::attach::{self, Programs};
 use super::live::Live;
 use super::log::ToTracing;
-use super::programs::{CALLS, FileSystem, Program};
+use super::programs::{FileSystem, present};
 use super::slots::{SlotIndex, Slots};
 use super::{Error, calls, object, offsets};
 use crate::kernel::shared::{MapMemory, bytes_of};
 use crate::model::dirty::{Dirty, Full, Ino, Probe, Watch};
+use crate::model::snapshot::Backend;
 
 /// How long [`Watch::settle`] waits for calls to end before it says no.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Most calls end sooner than a sleep does.
+const MOMENT: Duration = Duration::from_micros(5);
 /// After this long it looks who it is waiting for.
 const PATIENCE: Duration = Duration::from_millis(10);
-/// The least number of slots: 1 MiB of table.
-const MIN_SLOTS: u32 = 16 << 10;
-/// The ring: a record takes 16 bytes, so it holds this many slots that became dirty since the last look.
-const RING_BYTES: u32 = 1 << 20;
+
+/// The largest `kernel.pid_max` there is (linux/threads.h).
+const PID_MAX_LIMIT: u32 = 4 << 20;
+/// Words of 64 bits in a line of TASKS.
+const WORDS_A_LINE: usize = TASKS_A_LINE as usize / 8;
+
+/// A file that is as large as this when it is watched gets a bit for each page, smaller ones one for each 64 KiB: they are read at once.
+pub const LARGE: u64 = 2 << BLOCK_SHIFT;
+
+/// How large the tracker's tables are. What does not fit costs time, never data (T1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tables {
+    /// Watched inodes. Three times as many as the tree has if that is more, as it may grow; a power of two.
+    pub slots: u32,
+    /// Words of 64 page bits for files of [`LARGE`] and more. Twice as many as they need if that is more.
+    pub words: u32,
+    /// Bytes of the ring: a record takes 16, so it holds a sixteenth of it of slots that became dirty since the last look. A power of two,
+    /// and whole pages.
+    pub ring: u32,
+    /// Tasks that can be counted are those with smaller numbers. `None`: as many as `kernel.pid_max` allows when the tracker starts.
+    pub tasks: Option<u32>,
+}
+
+impl Default for Tables {
+    /// 1 MiB of slots; a ring of 1 MiB.
+    fn default() -> Tables {
+        Tables { slots: 16 << 10, words: 1 << 12, ring: 1 << 20, tasks: None }
+    }
+}
 
 /// What is to be tracked.
 #[derive(Debug, Clone)]
@@ -43,8 +72,10 @@ pub struct Scope {
     pub file_system: String,
     /// How many inodes the tree has, about.
     pub inodes: u64,
-    /// Bytes in files above 20 MiB, about: how many more block bits there must be.
+    /// Bytes in files of [`LARGE`] and more, about: how many page bits there must be.
     pub large_bytes: u64,
+    /// The least sizes of the tables.
+    pub tables: Tables,
     /// A fault to plant (`snapshot_ebpf::FAULT_*`), for tests; 0: none.
     pub fault: u32,
 }
@@ -54,7 +85,7 @@ pub struct Tracker {
     // Dropped in this order: the programs stop writing before the memory goes.
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
-    tasks: HashMap<MapData, u32, u64>,
+    tasks: MapMemory,
     logger: Option<EbpfLogger<ToTracing>>,
     live: Live,
     slots: MapMemory,
@@ -67,6 +98,11 @@ pub struct Tracker {
     again: Vec<SlotIndex>,
     ring_lost_seen: u64,
     unknown_seen: u64,
+    backend: Backend,
+    /// See [`FileSystem::stores_are_silent`].
+    silent_stores: bool,
+    /// Planted, for tests: see [`Scope::fault`].
+    fault: u32,
 }
 
 impl std::fmt::Debug for Tracker {
@@ -75,7 +111,7 @@ impl std::fmt::Debug for Tracker {
     }
 }
 
-fn load_error(what: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn load_error(what: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     let source = e.into();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
     while let Some(c) = cause {
@@ -97,73 +133,73 @@ impl Tracker {
         if scope.targets.is_empty() || scope.targets.len() > MAX_TARGETS {
             return Err(Error::Targets { max: MAX_TARGETS });
         }
+        super::release::check()?;
         let object = object::object()?;
-        let types = super::btf::Btf::of_kernel()?;
+        // The loader reads the kernel's types for itself; neither reading waits for the other.
+        let (types, mut loader) = std::thread::scope(|scope| {
+            let loader = scope.spawn(EbpfLoader::new);
+            let types = super::btf::Btf::of_kernel_with(fs.module());
+            (types, loader.join().unwrap_or_default())
+        });
+        let types = types?;
         let offsets = offsets::offsets(&types, fs == FileSystem::Xfs)?;
         let programs = present(&types, fs)?;
+        let (backend, functions) = fs.backend(&types)?;
+        let bound = attach::types(&types, &programs, &functions)?;
         drop(types);
 
         let slots = u32::try_from(scope.inodes.saturating_mul(3))
             .unwrap_or(1 << 30)
-            .clamp(MIN_SLOTS, 1 << 26)
+            .clamp(scope.tables.slots.min(1 << 26), 1 << 26)
             .next_power_of_two();
-        let words = scope.large_bytes.div_ceil(64 << BLOCK_SHIFT).saturating_mul(2).clamp(1 << 12, 1 << 24);
+        let words = scope.large_bytes.div_ceil(64 << FINE_SHIFT).saturating_mul(2);
+        let words = words.clamp(u64::from(scope.tables.words.min(1 << 24)), 1 << 24);
         let words = u32::try_from(words).unwrap_or(1 << 24);
+        let lines = scope.tables.tasks.unwrap_or_else(pid_max).div_ceil(TASKS_A_LINE).next_power_of_two();
         let settings = Settings {
             upper_device: scope.upper_device,
             slot_mask: slots - 1,
-            block_words: words,
+            task_mask: lines - 1,
+            task_shift: lines.trailing_zeros(),
             map_shared: libc::MAP_SHARED.unsigned_abs(),
             open_write: calls::open_write(),
-            fault: scope.fault,
+            fault: scope.fault & FAULT_KIND,
         };
-        let btf = Btf::from_sys_fs()
-            .map_err(|e| Error::NoBtf { path: "/sys/kernel/btf/vmlinux".into(), why: e.to_string() })?;
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
+        let mut ebpf = loader
             .override_global("OFFSETS", bytes_of(&offsets), true)
             .override_global("SETTINGS", bytes_of(&settings), true)
+            .override_global("CLASSES", &calls::classes()[..], true)
             .map_max_entries("SLOTS", slots)
             .map_max_entries("BLOCKS", words)
-            .map_max_entries("RING", RING_BYTES)
+            .map_max_entries("RING", scope.tables.ring)
+            .map_max_entries("TASKS", lines)
             .load(object)
             .map_err(|e| load_error("maps", e))?;
 
         // First all are loaded: the maps' descriptors must be open for that.
-        for program in &programs {
-            program_of(&mut ebpf, program.name)?
-                .load(program.name, &btf)
-                .map_err(|e| load_error(program.name, e))?;
-        }
+        let programs = Programs::load(&mut ebpf, &bound, &programs, functions, &scope.file_system)?;
+        tracing::info!(%backend, file_system = scope.file_system, "tracker");
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| load_error(name, "not in the object"));
-        let mut classes: Array<MapData, u32> =
-            Array::try_from(take("CALLS")?).map_err(|e| load_error("CALLS", e))?;
-        for (number, class) in calls::classes().into_iter().enumerate() {
-            classes
-                .set(u32::try_from(number).unwrap_or(u32::MAX), class, 0)
-                .map_err(|e| load_error("CALLS", e))?;
-        }
         let memory = |map: aya::maps::Map, bytes: usize, name: &str| match map {
             aya::maps::Map::Array(data) => MapMemory::new(data.fd().as_fd(), bytes)
                 .map_err(|source| Error::Io { what: format!("map `{name}` could not be mapped"), source }),
             _ => Err(load_error(name, "not an array")),
         };
+        let cpus = possible_cpus().min(MAX_CPUS as usize);
         let live = Live {
             control: memory(take("CONTROL")?, size_of::<Control>(), "CONTROL")?,
-            cpus: memory(take("CPUS")?, MAX_CPUS as usize * size_of::<CpuStop>(), "CPUS")?,
+            cpus: memory(take("CPUS")?, cpus * size_of::<Cpu>(), "CPUS")?,
         };
+        let tasks = memory(take("TASKS")?, lines as usize * TASKS_A_LINE as usize, "TASKS")?;
         let slot_memory = memory(take("SLOTS")?, slots as usize * size_of::<Slot>(), "SLOTS")?;
         let blocks = memory(take("BLOCKS")?, words as usize * 8, "BLOCKS")?;
         let ring = RingBuf::try_from(take("RING")?).map_err(|e| load_error("RING", e))?;
-        let tasks = HashMap::try_from(take("TASKS")?).map_err(|e| load_error("TASKS", e))?;
         let logger = EbpfLogger::init_with_logger(&mut ebpf, ToTracing).ok();
 
         live.set_targets(&scope.targets);
         live.set_prober(u64::from(std::process::id()));
         live.note_tasks(true);
-        for program in &programs {
-            program_of(&mut ebpf, program.name)?.attach().map_err(|e| load_error(program.name, e))?;
-        }
+        programs.attach(&mut ebpf)?;
         Ok(Tracker {
             ebpf,
             ring,
@@ -177,7 +213,16 @@ impl Tracker {
             again: Vec::new(),
             ring_lost_seen: 0,
             unknown_seen: 0,
+            backend,
+            silent_stores: fs.stores_are_silent(),
+            fault: scope.fault & FAULT_KIND,
         })
+    }
+
+    /// What the events come from.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
     }
 
     /// The control page.
@@ -199,11 +244,64 @@ impl Tracker {
 
     /// Whether a task was seen at the border between user and kernel since the tracker was attached.
     pub(super) fn noted(&self, tid: u32) -> bool {
-        self.tasks.get(&tid, 0).is_ok()
+        let lines = self.tasks.words().len() / WORDS_A_LINE;
+        let (line, place) = (tid as usize % lines, tid as usize / lines);
+        place < TASKS_A_LINE as usize && {
+            let word = self.tasks.words()[line * WORDS_A_LINE + place / 8].load(Ordering::SeqCst);
+            word.to_ne_bytes()[place % 8] != 0
+        }
+    }
+
+    /// The tasks inside a counted call.
+    fn inside(&self) -> impl Iterator<Item = u32> {
+        let lines = self.tasks.words().len() / WORDS_A_LINE;
+        self.tasks.words().iter().enumerate().flat_map(move |(n, word)| {
+            let (line, first) = (n / WORDS_A_LINE, n % WORDS_A_LINE * 8);
+            let bytes = word.load(Ordering::SeqCst).to_ne_bytes().into_iter().enumerate();
+            let inside = bytes.filter(|(_, at)| *at & TASK_INSIDE != 0);
+            inside.filter_map(move |(byte, _)| u32::try_from((first + byte) * lines + line).ok())
+        })
     }
 
     pub(super) fn stop_noting(&self) {
         self.live.note_tasks(false);
+    }
+
+    /// [`Watch::settle`] with another patience.
+    pub fn settle_within(&self, limit: Duration) -> bool {
+        if self.fault == FAULT_NO_SETTLE {
+            return true;
+        }
+        // As SRCU does (kernel/rcu/srcutree.c): a call may have read the phase before a flip and count itself in after it. So the other
+        // phase, which nobody enters any more, is waited for first; then the phases change places and the one that was in use is waited for.
+        let began = Instant::now();
+        let wait = |phase: u64| {
+            let mut looked = false;
+            while self.live.in_phase(phase) != 0 {
+                let waited = began.elapsed();
+                if waited >= limit {
+                    return false;
+                }
+                if waited >= PATIENCE && !std::mem::replace(&mut looked, true) && self.only_waiters() {
+                    return true;
+                }
+                if waited < MOMENT {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+            true
+        };
+        if self.live.tasks_lost() != 0 {
+            return false;
+        }
+        let phase = self.live.phase();
+        if !wait(phase ^ 1) {
+            return false;
+        }
+        self.live.set_phase(phase ^ 1);
+        wait(phase)
     }
 
     /// Remembers a slot that holds dirt and is not in the ring (T3).
@@ -242,9 +340,8 @@ impl Tracker {
 
     /// Whether everybody inside a counted call sleeps where nothing changes; nobody has to be waited for then.
     fn only_waiters(&self) -> bool {
-        let inside = self.tasks.iter().filter_map(Result::ok).filter(|(_, phase)| *phase != 0);
         let mut any = false;
-        for (tid, _) in inside {
+        for tid in self.inside() {
             any = true;
             if !super::evidence::waits_for_partner(tid) {
                 return false;
@@ -269,25 +366,25 @@ impl Tracker {
 
     /// Room for the block bits of a file, as `Slot::more` has it.
     fn room(&mut self, size: u64) -> u64 {
-        let blocks = size.div_ceil(1 << BLOCK_SHIFT);
-        if blocks <= INLINE_BLOCKS {
+        if size < LARGE {
             return 0;
         }
         // A quarter more, for growth; behind it the tail counts as one.
-        let words = usize::try_from((blocks - INLINE_BLOCKS).div_ceil(64) * 5 / 4 + 1).unwrap_or(usize::MAX);
+        let words = size.div_ceil(64 << FINE_SHIFT) * 5 / 4 + 1;
+        let words = usize::try_from(words.min(Fine::MAX_WORDS)).unwrap_or(usize::MAX);
         let first = match self.blocks_free.get_mut(&words).and_then(Vec::pop) {
             Some(first) => first,
             None if words <= self.blocks.words().len() - self.blocks_used => {
                 self.blocks_used += words;
                 self.blocks_used - words
             }
-            // T1: without bits of their own the blocks behind the inline ones are one tail: more to copy, nothing lost.
+            // T1: without bits of their own its blocks are larger, and those behind the inline ones one tail: more to copy, nothing lost.
             None => return 0,
         };
         for word in &self.blocks.words()[first..first + words] {
             word.store(0, std::sync::atomic::Ordering::SeqCst);
         }
-        (first as u64) << 32 | words as u64
+        Fine::new(first as u64, words as u64).0
     }
 
     fn everything(&self) -> Vec<SlotIndex> {
@@ -296,26 +393,17 @@ impl Tracker {
     }
 }
 
-fn program_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, Error> {
-    ebpf.program_mut(name)
-        .ok_or_else(|| load_error(name, "not in the object"))?
-        .try_into()
-        .map_err(|e: aya::programs::ProgramError| load_error(name, e))
+/// CPUs there may ever be: the programs know them by number, and the numbers go up to the highest possible one.
+fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<usize>().ok());
+    last.map_or(MAX_CPUS as usize, |n| n + 1)
 }
 
-/// The programs this kernel has, in the order they are attached.
-fn present(btf: &super::btf::Btf, fs: FileSystem) -> Result<Vec<Program>, Error> {
-    let mut programs = Vec::new();
-    for program in fs.programs().chain(CALLS.iter().copied()) {
-        if btf.has_tracepoint(program.name) {
-            programs.push(program);
-        } else if program.required {
-            return Err(Error::NoTracepoint { name: program.name, fs: format!("{fs:?}").to_lowercase() });
-        } else {
-            tracing::info!(tracepoint = program.name, "this kernel does not have it");
-        }
-    }
-    Ok(programs)
+/// Numbers a task can have on this machine.
+fn pid_max() -> u32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(PID_MAX_LIMIT).clamp(1, PID_MAX_LIMIT)
 }
 
 impl Watch for Tracker {
@@ -329,9 +417,8 @@ impl Watch for Tracker {
 
     fn unwatch(&mut self, ino: Ino) {
         let Some(slot) = self.slots().find(ino.0) else { return };
-        let words = self.slots().bit_words(slot) - snapshot_ebpf::INLINE_WORDS;
+        let (first, words) = self.slots().extension(slot);
         if words > 0 {
-            let first = self.slots().extension_start(slot);
             self.blocks_free.entry(words).or_default().push(first);
         }
         self.slots().remove(ino.0);
@@ -362,6 +449,16 @@ impl Watch for Tracker {
         }
         self.flush_log();
         let slots = self.slots();
+        if self.silent_stores {
+            // T4: whoever maps it may have stored to it at any time since the last take. MAPPED stays until the probe that follows a take finds
+            // no mapping, so the last stores before an unmapping are taken too. Every slot is looked at, 64 bytes each.
+            for slot in (0..slots.len()).map(SlotIndex).filter(|&s| slots.ino(s).is_some()) {
+                if slots.state(slot) & MAPPED != 0 {
+                    let _ = slots.put_state(slot, META | WHOLE);
+                    dirty_slots.push(slot);
+                }
+            }
+        }
         // A slot may be named twice; the second time it is clean.
         dirty_slots.into_iter().filter(|s| s.0 < slots.len()).filter_map(|slot| slots.take(slot)).collect()
     }
@@ -378,32 +475,7 @@ impl Watch for Tracker {
     }
 
     fn settle(&mut self) -> bool {
-        // As SRCU does (kernel/rcu/srcutree.c): a call may have read the phase before a flip and count itself in after it. So the other
-        // phase, which nobody enters any more, is waited for first; then the phases change places and the one that was in use is waited for.
-        let began = Instant::now();
-        let wait = |phase: u64| {
-            let mut looked = false;
-            while self.live.in_phase(phase) != 0 {
-                let waited = began.elapsed();
-                if waited >= SETTLE {
-                    return false;
-                }
-                if waited >= PATIENCE && !std::mem::replace(&mut looked, true) && self.only_waiters() {
-                    return true;
-                }
-                std::thread::sleep(Duration::from_micros(50));
-            }
-            true
-        };
-        if self.live.tasks_lost() != 0 {
-            return false;
-        }
-        let phase = self.live.phase();
-        if !wait(phase ^ 1) {
-            return false;
-        }
-        self.live.set_phase(phase ^ 1);
-        wait(phase)
+        self.settle_within(SETTLE)
     }
 
     fn probe(&self, fd: BorrowedFd<'_>) -> Probe {

@@ -1,5 +1,6 @@
 //! An engine that dies or hangs inside the window: arguments CONTAINER WORK-DIRECTORY HOW, with HOW one of
-//! `fence` (holds the fence until it is killed), `kill-raised`, `kill-captured`, `stop-captured` (with the freezer).
+//! `fence` (holds the fence until it is killed), `kill-raised`, `kill-captured`, `stop-captured` (with the freezer), `stop-fence` (stopped with
+//! the fence up), `linger` (stays in the window for a while, with the freezer, and makes its cut after all).
 
 use std::path::Path;
 use std::time::Duration;
@@ -49,10 +50,29 @@ fn main() -> Result<()> {
                 end(Signal::STOP);
             }
         },
+        "stop-fence" => |m| {
+            if m == Moment::Captured {
+                end(Signal::STOP);
+            }
+        },
+        "linger" => |m| {
+            if m == Moment::Drained {
+                println!("now");
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        },
         _ => bail!("{how:?}?"),
     };
-    let policy = Policy { probe: Some(probe), ..bench::policy(GateChoice::Freezer) };
+    let choice = if how == "stop-fence" { GateChoice::Fence } else { GateChoice::Freezer };
+    let mut policy = Policy { probe: Some(probe), ..bench::policy(choice) };
+    if how == "linger" {
+        policy.budget = Duration::from_secs(2);
+    }
     let mut session = bench::session(target, Path::new(work), policy, 0)?;
-    session.cut(&Quiet).context("it should not have lived")?;
+    let made = session.cut(&Quiet).context("it should not have lived")?;
+    if how == "linger" {
+        println!("{:?}", made.pause.window);
+        return Ok(());
+    }
     bail!("it should not have lived");
 }

@@ -106,7 +106,11 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn bench() -> Bench {
-    let dir = tempfile::tempdir().unwrap();
+    bench_in(&std::env::temp_dir())
+}
+
+pub(crate) fn bench_in(place: &Path) -> Bench {
+    let dir = tempfile::tempdir_in(place).unwrap();
     let [upper, work, frozen] = ["upper", "work", "frozen"].map(|n| dir.path().join(n));
     fs::create_dir(&upper).unwrap();
     Bench { _dir: dir, upper, work, frozen }

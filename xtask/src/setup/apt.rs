@@ -40,6 +40,15 @@ pub(crate) fn is_installable(package: &str) -> Result<bool> {
 
 /// Installs what is missing of these packages; without anything missing, apt is not called.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    install_with(packages, &[])
+}
+
+/// As [`install`], for what is not needed: fails rather than take a package away from the machine that is in the way.
+pub(crate) fn add(packages: &[&str]) -> Result<()> {
+    install_with(packages, &["--no-remove"])
+}
+
+fn install_with(packages: &[&str], options: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -51,16 +60,18 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         }
     }
     eprintln!("setup: installing {}", missing.join(" "));
-    if let Err(error) = apt_get_install(&missing) {
+    if let Err(error) = apt_get_install(&missing, options) {
         // Old lists name files that the mirror no longer has.
         update_once().context(error)?;
-        apt_get_install(&missing)?;
+        apt_get_install(&missing, options)?;
     }
     Ok(())
 }
 
-fn apt_get_install(packages: &[&str]) -> Result<()> {
-    shell::quiet(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages))
+fn apt_get_install(packages: &[&str], options: &[&str]) -> Result<()> {
+    let mut install = apt_get();
+    install.args(["install", "--yes", "--no-install-recommends"]).args(options).args(packages);
+    shell::quiet(&mut install)
 }
 
 fn has_candidate(package: &str) -> Result<bool> {

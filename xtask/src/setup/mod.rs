@@ -15,3 +15,19 @@ pub(crate) fn setup(tests: bool) -> Result<()> {
     }
     Ok(())
 }
+
+/// The eBPF toolchain, and what boots other kernels.
+pub(crate) fn setup_for_guests() -> Result<()> {
+    bpf::ensure()?;
+    tools::ensure_for_guests()
+}
+
+/// What the peers of the pause benchmark need, as far as it can be had.
+pub(crate) fn setup_for_peers() {
+    tools::ensure_for_peers();
+}
+
+/// The real runtimes, for their tests.
+pub(crate) fn setup_for_runtimes() -> Result<()> {
+    tools::ensure_runtimes()
+}

@@ -9,18 +9,56 @@ use super::apt;
 use crate::{shell, workspace};
 
 /// What the tests call besides the engine: the program, and the package that has it.
-const PACKAGED: [(&str, &str); 4] = [
+const PACKAGED: [(&str, &str); 10] = [
     // Upper file systems on loop devices.
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
     // A second source of containers beside the built-in demo runtime.
     ("runc", "runc"),
     ("mount", "mount"),
+    // Real databases that are snapshot while they run, and that judge what was frozen.
+    ("git", "git"),
+    ("mdb_dump", "lmdb-utils"),
+    ("redis-server", "redis-server"),
+    ("sqlite3", "sqlite3"),
+    ("veritysetup", "cryptsetup-bin"),
 ];
+
+/// What `cargo xtask vm-test` calls here or puts into its guests.
+const GUESTS: [(&str, &str); 9] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
+    ("depmod", "kmod"),
+    ("insmod", "kmod"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("ldd", "libc-bin"),
+    ("strip", "binutils"),
+];
+
+/// What the pause is compared with, in the order to install it: a package may bring the program of a later row with it (Debian 12's docker.io
+/// has the client, later ones have a package for it).
+const PEERS: [(&str, &str); 7] = [
+    ("runc", "runc"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("dockerd", "docker.io"),
+    ("docker", "docker-cli"),
+    ("podman", "podman"),
+    ("conmon", "conmon"),
+];
+
+/// What the tests of the real runtimes need beyond these: the other low-level runtime, and what enters the namespaces that hold them.
+const RUNTIMES: [(&str, &str); 2] = [("crun", "crun"), ("nsenter", "util-linux")];
 
 /// The user space of the tests' containers. Only the static build runs in an empty root, and its program
 /// has the same name as the dynamic one, so the package is asked for and not the program.
 const BUSYBOX: &str = "busybox-static";
+
+/// PostgreSQL with pgbench and amcheck. Its programs lie outside the PATH, below the number of its version.
+const POSTGRES: &str = "postgresql";
 
 /// The judges of an image: nydus-image checks it, nydusd serves it.
 const NYDUS: (&str, &str) = ("nydus-rs", "2.2.0");
@@ -32,7 +70,7 @@ const NYDUS_BUILD: [(&str, &str); 4] =
 /// What `cargo xtask test` needs.
 pub(super) fn ensure_for_tests() -> Result<()> {
     let mut packages = missing(&PACKAGED);
-    packages.push(BUSYBOX);
+    packages.extend([BUSYBOX, POSTGRES]);
     let (package, version) = NYDUS;
     if !is_installed(package, version) {
         packages.extend(missing(&NYDUS_BUILD));
@@ -43,6 +81,37 @@ pub(super) fn ensure_for_tests() -> Result<()> {
     })?;
     eprintln!("setup: tests with {package} {version} from {}", workspace::tools_bin().display());
     Ok(())
+}
+
+/// What `cargo xtask test --tier runtimes` needs. Unlike a benchmark it has nothing to say without them: one that cannot be installed is an error.
+pub(super) fn ensure_runtimes() -> Result<()> {
+    apt::install(&[BUSYBOX])?;
+    for (program, package) in PEERS.into_iter().chain(RUNTIMES) {
+        if shell::which(program).is_none() {
+            apt::add(&[package])?;
+        }
+    }
+    Ok(())
+}
+
+/// What `cargo xtask vm-test` needs.
+pub(super) fn ensure_for_guests() -> Result<()> {
+    let mut packages = missing(&GUESTS);
+    packages.push(BUSYBOX);
+    packages.dedup();
+    apt::install(&packages)
+}
+
+/// What the peers of the pause benchmark need. One that cannot be installed is told and missed, no more: its row says that it is absent.
+pub(super) fn ensure_for_peers() {
+    let tell = |error| eprintln!("setup: going on without it: {error:#}");
+    let _ = apt::add(&[BUSYBOX]).map_err(tell);
+    for (program, package) in PEERS {
+        // Looked for only now: an earlier package may have brought it.
+        if shell::which(program).is_none() {
+            let _ = apt::add(&[package]).map_err(tell);
+        }
+    }
 }
 
 /// `cargo install` into the tools directory. Cargo would find out by itself that a version is there

@@ -6,16 +6,16 @@ use std::ops::AddAssign;
 
 /// How many tests ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) passed: u64,
-    pub(super) failed: u64,
-    pub(super) skipped: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
 }
 
 impl Counts {
     /// The counts of one line of output; zero unless it is a `test result:` line. Tests that a filter left
     /// out were not asked for and are not skipped.
-    pub(super) fn of_line(line: &str) -> Self {
+    pub(crate) fn of_line(line: &str) -> Self {
         let Some((_, fields)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
         else {
             return Self::default();

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the tests in tiers by the privilege they need, what they left behind, and a last line
 //! `N passed, N failed, N skipped` for machines to read.
 
-mod counts;
+pub(crate) mod counts;
 mod leftovers;
 
 use std::io::{BufRead as _, BufReader};
@@ -29,7 +29,9 @@ enum Tier {
     Unit,
     /// Tests against the real kernel; root
     Root,
-    /// Both
+    /// Tests with the real container runtimes, which are installed for it; root
+    Runtimes,
+    /// Unit and root; of the runtimes those that are on the machine
     All,
 }
 
@@ -41,10 +43,13 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         setup::apt::need_root("run the tests against the kernel (`--tier unit` needs none)")?;
     }
     setup::setup(root)?;
+    if arguments.tier == Tier::Runtimes {
+        setup::setup_for_runtimes()?;
+    }
     ebpf::ebpf()?;
 
     let mut tiers = Vec::new();
-    if arguments.tier != Tier::Root {
+    if matches!(arguments.tier, Tier::Unit | Tier::All) {
         let mut command = cargo_test();
         // The integration tests' own helpers may need root and are tested with them.
         command.args(["--workspace", "--exclude=snapshot-tests", "--lib", "--bins"]);
@@ -54,10 +59,16 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         shell::run(shell::cargo().args(["build", "--package=snapshot-engine"]))?;
         let mut command = cargo_test();
         command.args(["--package=snapshot-tests"]);
+        let mut name = "root";
+        if arguments.tier == Tier::Runtimes {
+            name = "runtimes";
+            // One that is missing fails its tests instead of skipping them: `setup` has just put it there.
+            command.args(["--test=runtimes"]).env("SNAPSHOT_REQUIRE_RUNTIMES", "1");
+        }
         let before = leftovers::survey();
         report_earlier(&before);
         // One at a time: they share the tracker's tracepoints, two cores and the clock.
-        tiers.push(("root", counted(&mut with_filter(command, filter, &["--test-threads=1"]))?));
+        tiers.push((name, counted(&mut with_filter(command, filter, &["--test-threads=1"]))?));
         tiers.push(("left behind", leftovers::judge(&before)));
     }
 

@@ -4,8 +4,10 @@
 use super::source::{Line, Source};
 use super::{Complaint, File, words};
 
-/// Where `unsafe` is allowed: the door to the kernel, and the programs that run inside it.
-const UNSAFE_HOMES: [&str; 2] = ["snapshot-engine/src/kernel/", "snapshot-ebpf/"];
+/// Where `unsafe` is allowed: the door to the kernel, the programs that run inside it, and, outside of everything that is shipped, the one file with which the
+/// tests write by io_uring and the kernel's AIO. Neither has a safe door in any crate, because the kernel keeps using the caller's memory; the engine itself has
+/// no use for either request, so they do not belong into its `kernel`.
+const UNSAFE_HOMES: [&str; 3] = ["snapshot-engine/src/kernel/", "snapshot-ebpf/", "tests/src/raw.rs"];
 
 const LONGEST: usize = 600;
 
@@ -128,7 +130,7 @@ mod tests {
     const KERNEL: &str = "snapshot-engine/src/kernel/x.rs";
 
     #[test]
-    fn unsafe_has_two_homes() {
+    fn unsafe_has_its_homes() {
         let text = "// SAFETY: as promised\nunsafe impl Send for X {}\n";
         assert_eq!(complaints(KERNEL, text), []);
         assert_eq!(complaints("snapshot-ebpf/src/main.rs", text), []);

@@ -39,9 +39,13 @@ const MODULES: &[(&str, May)] = &[
     ("rafs", May::Only(&["model"])),
     // An image is made of blobs and a bootstrap: it drives the chunker and the format's writer.
     ("image", May::Ground(&["chunk", "rafs"])),
+    // It reads what `image` has written: the format, the digest of a chunk, and the kernel's mount, which `image` has for its tests.
+    ("reader", May::Ground(&["rafs", "chunk::codec", "image::mount"])),
     ("registry", May::Ground(&[])),
     ("store", May::Ground(&[])),
     ("demo", May::All),
+    // It uses the engine as a user would, and measures it.
+    ("bench", May::All),
     // It shows the engine and judges it, as a user would who has all its parts in hand.
     ("showcase", May::All),
     ("pipeline", May::All),

@@ -2,42 +2,37 @@
 
 use std::path::Path;
 
-use super::{Candidate, Resolver, fits};
+use super::{Candidate, Resolver, Wanted};
 use crate::container::config::Config;
 use crate::container::error::Error;
 use crate::demo::state::{self, STATE_ROOT};
-use crate::model::pid::Pid;
+use crate::model::reference::Runtime;
 
 /// Reads the demo runtime's state files.
 pub(super) struct Demo;
 
 impl Resolver for Demo {
-    fn name(&self) -> &'static str {
-        "demo"
+    fn runtime(&self) -> Runtime {
+        Runtime::Demo
     }
 
-    fn find(&self, reference: &str) -> Result<Vec<Candidate>, Error> {
+    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
         let root = Path::new(STATE_ROOT);
         let names = state::names().map_err(|e| Error::io(root, e))?;
         let mut found = Vec::new();
-        for name in names.into_iter().filter(|n| fits(n, reference)) {
+        for name in names {
+            let Some(exact) = wanted.fits(&name, &[]) else { continue };
             // A demo that is just being stopped has no state any more.
             let Ok(demo) = state::read(&name) else { continue };
-            found.push(Candidate {
-                runtime: self.name(),
-                exact: name == reference,
-                id: name.clone(),
-                name: Some(name.clone()),
-                init: demo.init.unwrap_or(Pid(0)),
-                start: demo.start,
-                state: state::dir(&name),
-                config: Some(Config {
-                    command: vec!["demo".to_owned(), demo.workload.to_string()],
-                    user: "0:0".to_owned(),
-                    workdir: "/".to_owned(),
-                    ..Config::default()
-                }),
-            });
+            let config = Config {
+                command: vec!["demo".to_owned(), demo.workload.to_string()],
+                user: "0:0".to_owned(),
+                workdir: "/".to_owned(),
+                ..Config::default()
+            };
+            let kept = state::dir(&name);
+            let candidate = Candidate::new(self.runtime(), name, kept).with_init(demo.init, demo.start);
+            found.push(Candidate { config: Some(config), exact, ..candidate });
         }
         Ok(found)
     }

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Candidate, Resolver, matching};
+use super::{Candidate, Resolver, Wanted, matching};
 use crate::container::config::Config;
 use crate::container::error::Error;
 use crate::container::process;
-use crate::model::pid::Pid;
+use crate::container::vantage::Vantage;
+use crate::model::reference::Runtime;
 
 /// Reads `ROOT/ID/state.json`.
 pub(super) struct Runc {
     pub(super) roots: Vec<PathBuf>,
+    pub(super) vantage: Vantage,
 }
 
 /// The part of `state.json` that is read here (runc, `libcontainer/container.go`, `BaseState`).
@@ -33,36 +35,31 @@ struct StateConfig {
 }
 
 impl Resolver for Runc {
-    fn name(&self) -> &'static str {
-        "runc"
+    fn runtime(&self) -> Runtime {
+        Runtime::Runc
     }
 
-    fn find(&self, reference: &str) -> Result<Vec<Candidate>, Error> {
+    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
         let mut found = Vec::new();
         for root in &self.roots {
-            for (id, file, exact) in matching(root, "state.json", reference) {
+            for (id, file, exact) in matching(root, "state.json", wanted) {
                 let text = match fs::read(&file) {
                     Ok(text) => text,
                     Err(e) if process::is_gone(&e) => continue,
                     Err(e) => return Err(Error::io(&file, e)),
                 };
                 let state: State = serde_json::from_slice(&text).map_err(|e| Error::State {
-                    runtime: self.name(),
+                    runtime: self.runtime(),
                     path: file.clone(),
                     detail: e.to_string(),
                 })?;
                 let labels = state.config.labels.unwrap_or_default();
                 let bundle = labels.iter().find_map(|l| l.strip_prefix("bundle="));
-                found.push(Candidate {
-                    runtime: self.name(),
-                    id,
-                    name: None,
-                    init: Pid(state.init_process_pid),
-                    start: (state.init_process_start != 0).then_some(state.init_process_start),
-                    state: file,
-                    config: bundle.and_then(|b| Config::from_bundle(Path::new(b))),
-                    exact,
-                });
+                let start = (state.init_process_start != 0).then_some(state.init_process_start);
+                let candidate = Candidate::new(self.runtime(), id, file)
+                    .with_init(self.vantage.process(state.init_process_pid), start);
+                let config = bundle.and_then(|b| Config::from_bundle(&self.vantage.path(Path::new(b))));
+                found.push(Candidate { config, exact, ..candidate });
             }
         }
         Ok(found)

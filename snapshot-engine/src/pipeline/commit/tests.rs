@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::model::base::KnownImage;
 use crate::model::fault::{Class, Fault};
 use crate::pipeline::fake::{Fake, Then};
 use crate::pipeline::progress::Quiet;
@@ -80,13 +81,17 @@ fn nothing_touches_the_container_before_everything_is_checked() {
     let fake = Fake::new(Then::Succeed, Then::Succeed);
     let work = tempfile::tempdir().unwrap();
     let mut bad = request(work.path());
-    bad.options.fs_version = 5;
+    bad.options.fs_version = 4;
     assert_eq!(cut(&fake, bad, &Quiet).unwrap_err().class(), Class::Arguments);
     let file = work.path().join("file");
     std::fs::write(&file, "").unwrap();
     let mut bad = request(work.path());
-    bad.options.work_dir = file;
+    bad.options.work_dir = file.clone();
     assert!(cut(&fake, bad, &Quiet).is_err());
+    let mut bad = request(work.path());
+    bad.options.parent = Some(KnownImage { bootstrap: file, blobs: Vec::new() });
+    let error = cut(&fake, bad, &Quiet).unwrap_err();
+    assert!(!privileged() || matches!(error, Error::BaseUnusable { .. }), "{error:?}");
     let layout = work.path().join("layout");
     std::fs::create_dir(&layout).unwrap();
     let index = r#"{"manifests":[{"annotations":{"org.opencontainers.image.ref.name":"v1"}}]}"#;

@@ -1,0 +1,248 @@
+//! Who builds: the engine, `nydus-image`, and a bare copy as the limit. Each is a process of its own, watched from outside.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use snapshot_engine::chunk::blob::Known;
+use snapshot_engine::image::layer::{self, Options};
+use snapshot_engine::kernel::uring::Ring;
+use snapshot_engine::model::chunk::{BlobIndex, ChunkSize, Format};
+use snapshot_engine::model::overlay::{self, Namespaces};
+use snapshot_engine::rafs;
+
+/// Who builds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Builder {
+    /// The engine; 0 workers are as many as it likes.
+    Ours {
+        /// Worker threads.
+        workers: usize,
+    },
+    /// `nydus-image create` of this program.
+    Nydus(PathBuf),
+    /// All bytes read by io_uring, digested with BLAKE3 and written to one file, by as many threads as there are CPUs. It makes no image.
+    Limit,
+}
+
+impl fmt::Display for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Builder::Ours { workers: 0 } => f.write_str("ours"),
+            Builder::Ours { workers } => write!(f, "ours with {workers}"),
+            Builder::Nydus(_) => f.write_str("nydus-image"),
+            Builder::Limit => f.write_str("limit"),
+        }
+    }
+}
+
+/// What a build cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// From the start of the process to its end.
+    pub wall: Duration,
+    /// Of all its threads, user and system.
+    pub cpu: Duration,
+    /// The largest resident memory seen, in bytes.
+    pub peak: u64,
+    /// Bytes of what it wrote.
+    pub stored: u64,
+}
+
+/// `nydus-image` from `$NYDUS_BIN` or the PATH.
+#[must_use]
+pub fn nydus_image() -> Option<PathBuf> {
+    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    dirs.chain(std::env::split_paths(&path)).map(|dir| dir.join("nydus-image")).find(|path| path.is_file())
+}
+
+/// The first argument of this very program when it is to build.
+const ARGUMENT: &str = "__build";
+
+impl Builder {
+    /// Builds an image of `source` in the new directory `out`.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn build(&self, source: &Path, out: &Path, compressor: &str) -> Result<Cost> {
+        fs::create_dir_all(out)?;
+        let mut command = match self {
+            Builder::Nydus(program) => {
+                let mut command = Command::new(program);
+                command.args([
+                    "create",
+                    "--type",
+                    "dir-rafs",
+                    "--fs-version",
+                    "6",
+                    "--log-level",
+                    "error",
+                    "--chunk-size",
+                    "0x100000",
+                ]);
+                command.args(["--compressor", compressor, "--blob-dir"]).arg(out);
+                command.arg("--bootstrap").arg(out.join("image.boot")).arg(source);
+                command
+            }
+            Builder::Ours { .. } | Builder::Limit => {
+                let mut command = Command::new(std::env::current_exe()?);
+                let how =
+                    if let Builder::Ours { workers } = self { workers.to_string() } else { "limit".into() };
+                command.arg(ARGUMENT).args([source, out]).args([compressor, &how]);
+                command
+            }
+        };
+        let began = Instant::now();
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{command:?}"))?;
+        let pid = Pid::from_child(&child);
+        let mut peak = 0;
+        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        // It stays a zombie, whose times can still be read.
+        while waitid(WaitId::Pid(pid), flags)?.is_none() {
+            peak = peak.max(resident(pid));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (wall, cpu) = (began.elapsed(), cpu(pid)?);
+        let status = child.wait()?;
+        if !status.success() {
+            let mut text = String::new();
+            if let Some(mut errors) = child.stderr.take() {
+                std::io::Read::read_to_string(&mut errors, &mut text)?;
+            }
+            bail!("{command:?}: {status}: {text}");
+        }
+        let stored =
+            fs::read_dir(out)?.flatten().filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+        Ok(Cost { wall, cpu, peak, stored })
+    }
+}
+
+/// `VmHWM` of proc_pid_status(5), in bytes.
+fn resident(pid: Pid) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
+}
+
+/// `USER_HZ` (include/asm-generic/param.h): what /proc counts times in, on every architecture that BPF is used on.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// `utime` and `stime` of proc_pid_stat(5): fields 14 and 15.
+fn cpu(pid: Pid) -> Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
+    let fields: Vec<&str> = text.rsplit_once(") ").context("no state")?.1.split(' ').collect();
+    let ticks: u64 = fields.get(11).context("no utime")?.parse::<u64>()?
+        + fields.get(12).context("no stime")?.parse::<u64>()?;
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// Called first thing in `main`: builds if this process was started to.
+///
+/// # Errors
+/// When that fails.
+pub fn build_if_asked() -> Result<bool> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_none_or(|first| first != ARGUMENT) {
+        return Ok(false);
+    }
+    let rest: Vec<OsString> = arguments.collect();
+    let [source, out, compressor, how] = rest.as_slice() else {
+        bail!("SOURCE OUT COMPRESSOR WORKERS|limit")
+    };
+    let (source, out) = (Path::new(source), Path::new(out));
+    let words = |word: &OsString| word.to_str().map(str::to_owned).context("no text");
+    match words(how)?.as_str() {
+        "limit" => limit(source, out)?,
+        workers => ours(source, out, &words(compressor)?, workers.parse()?)?,
+    }
+    Ok(true)
+}
+
+struct Silent;
+
+impl snapshot_engine::image::Progress for Silent {
+    fn stage(&self, _: &str) {}
+    fn advance(&self, _: u64, _: u64) {}
+}
+
+fn ours(source: &Path, out: &Path, compressor: &str, workers: usize) -> Result<()> {
+    let format =
+        Format { compressor: compressor.parse()?, chunk_size: ChunkSize::new(1 << 20)?, ..Format::default() };
+    let options = Options { format, namespaces: Namespaces::Trusted, workers, sync: false };
+    let made = layer::convert(source, out, Known::default(), BlobIndex(0), options, &Silent)?;
+    let tree = overlay::merge(None, [made.tree], Namespaces::Trusted)?;
+    let blob = made.blob.map(|open| open.finish(options.sync)).transpose()?;
+    let blobs: Vec<_> = blob.into_iter().map(|(blob, _)| blob).collect();
+    let boot = rafs::write(&tree, &blobs, format, &[])?;
+    fs::write(out.join("image.boot"), boot.bytes)?;
+    Ok(())
+}
+
+/// Bytes read at a time.
+const PIECE: usize = 1 << 20;
+
+fn limit(source: &Path, out: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    let mut dirs = vec![source.to_owned()];
+    let mut total = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir)? {
+            let (path, meta) = {
+                let entry = entry?;
+                (entry.path(), entry.metadata()?)
+            };
+            if meta.is_dir() {
+                dirs.push(path);
+            } else {
+                // In pieces, so that one file of all bytes is as well shared.
+                for at in (0..meta.len()).step_by(PIECE) {
+                    let len = usize::try_from((meta.len() - at).min(PIECE as u64))?;
+                    files.push((path.clone(), at, len, total));
+                    total += len as u64;
+                }
+            }
+        }
+    }
+    let to = fs::File::create(out.join("copy"))?;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut ring = Ring::new(1, PIECE)?;
+        let mut open: Option<(PathBuf, fs::File)> = None;
+        loop {
+            let Some((path, at, len, place)) =
+                files.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+            else {
+                return Ok(());
+            };
+            if open.as_ref().is_none_or(|(name, _)| name != path) {
+                open = Some((path.clone(), fs::File::open(path)?));
+            }
+            let Some((_, file)) = &open else { continue };
+            let buf = ring.take().context("no buffer")?;
+            ring.read(std::os::fd::AsFd::as_fd(file), *at, buf, 0, *len, 0)?;
+            ring.wait()?;
+            let done = ring.completed().context("no answer")?;
+            ensure!(usize::try_from(done.result?)? == *len, "{} is short", path.display());
+            let bytes = &ring.bytes(&done.buf)[..*len];
+            std::hint::black_box(blake3::hash(bytes));
+            std::os::unix::fs::FileExt::write_all_at(&to, bytes, *place)?;
+            ring.release(done.buf);
+        }
+    };
+    std::thread::scope(|scope| {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let all: Vec<_> = (0..cpus).map(|_| scope.spawn(work)).collect();
+        all.into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+    })
+}

@@ -1,0 +1,140 @@
+//! `cargo xtask bench rafs`: how fast a tree becomes a RAFS image, against `nydus-image create` and against what the machine can do at best.
+//!
+//! ```text
+//! tree x compressor:  ours | nydus-image | ours | nydus-image | ...      page cache warm, a process each, in turns
+//! tree, none:         ours with 1 worker | with 2 | the limit            the same way
+//! ```
+//!
+//! Times are from the start of the process to its end, medians over the turns. The blob is not synced to disk, by neither.
+
+pub mod builders;
+pub mod trees;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use snapshot_engine::kernel::signals;
+
+use crate::figures::Figures;
+use builders::{Builder, Cost};
+use trees::Tree;
+
+/// What to measure.
+#[derive(Debug)]
+pub struct Options {
+    /// Turns of each pair.
+    pub turns: usize,
+    /// Only trees whose name contains one of these; all if empty.
+    pub trees: Vec<String>,
+    /// Only these compressors; all if empty.
+    pub compressors: Vec<String>,
+    /// Where trees and images go while it runs: some 10 GiB.
+    pub place: PathBuf,
+}
+
+const COMPRESSORS: [&str; 3] = ["none", "lz4_block", "zstd"];
+
+/// Measures, and prints as it goes.
+///
+/// # Errors
+/// When a tree cannot be made, a builder fails, or a signal came.
+pub fn run(options: &Options) -> Result<Figures> {
+    let mut figures = Figures::default();
+    let nydus = builders::nydus_image();
+    if nydus.is_none() {
+        println!(
+            "nydus-image is not here: cargo install nydus-rs --version 2.2.0 --locked, and set NYDUS_BIN"
+        );
+    }
+    fs::create_dir_all(&options.place)
+        .with_context(|| format!("cannot create {}", options.place.display()))?;
+    let place = tempfile::Builder::new().prefix("bench-rafs-").tempdir_in(&options.place)?;
+    let chosen =
+        |list: &[String], name: &str| list.is_empty() || list.iter().any(|part| name.contains(part.as_str()));
+    let mut memory = Vec::new();
+    for tree in trees::ALL.iter().filter(|tree| chosen(&options.trees, tree.name)) {
+        let source = place.path().join("tree");
+        tree.make(&source)?;
+        rustix::fs::sync();
+        for compressor in COMPRESSORS.iter().filter(|name| chosen(&options.compressors, name)) {
+            let mut all = vec![Builder::Ours { workers: 0 }];
+            all.extend(nydus.clone().map(Builder::Nydus));
+            if *compressor == "none" {
+                all.extend([Builder::Ours { workers: 1 }, Builder::Ours { workers: 2 }, Builder::Limit]);
+            }
+            let mut costs: Vec<Vec<Cost>> = vec![Vec::new(); all.len()];
+            for _ in 0..options.turns {
+                for (builder, costs) in all.iter().zip(&mut costs) {
+                    if signals::caught().is_some() {
+                        anyhow::bail!("stopped by a signal");
+                    }
+                    trees::warm(&source)?;
+                    let out = place.path().join("image");
+                    costs.push(builder.build(&source, &out, compressor)?);
+                    fs::remove_dir_all(&out)?;
+                    rustix::fs::sync();
+                }
+            }
+            let walls = report(&mut figures, tree, compressor, &all, &costs);
+            memory.extend(costs[0].iter().map(|cost| cost.peak));
+            if let Some(at) = all.iter().position(|builder| matches!(builder, Builder::Nydus(_))) {
+                let wanted = if tree.small { "<= 0.50" } else { "<= 0.45" };
+                let ratio = walls[0] / walls[at];
+                figures.ratio(
+                    &format!("{}, {compressor}: wall time / nydus-image's", tree.name),
+                    ratio,
+                    wanted,
+                );
+            }
+            if *compressor == "none" {
+                let of =
+                    |wanted: &Builder| all.iter().position(|builder| builder == wanted).map(|at| walls[at]);
+                if let (Some(one), Some(two), Some(limit)) = (
+                    of(&Builder::Ours { workers: 1 }),
+                    of(&Builder::Ours { workers: 2 }),
+                    of(&Builder::Limit),
+                ) {
+                    figures.ratio(
+                        &format!("{}: speed with 2 workers / with 1", tree.name),
+                        one / two,
+                        ">= 1.8",
+                    );
+                    figures.ratio(
+                        &format!("{}: speed / a bare copy's and blake3's", tree.name),
+                        limit / walls[0],
+                        ">= 0.6",
+                    );
+                }
+            }
+        }
+        fs::remove_dir_all(&source)?;
+    }
+    let most = memory.into_iter().max().unwrap_or(0);
+    figures.ratio("largest resident memory / 256 MiB", most as f64 / f64::from(256 << 20), "<= 1");
+    Ok(figures)
+}
+
+/// Takes down what the builders of one tree and compressor cost; their median wall times.
+fn report(
+    figures: &mut Figures,
+    tree: &Tree,
+    compressor: &str,
+    all: &[Builder],
+    costs: &[Vec<Cost>],
+) -> Vec<f64> {
+    let mut walls = Vec::new();
+    for (builder, costs) in all.iter().zip(costs) {
+        let name = format!("{}, {compressor}, {builder}", tree.name);
+        walls.push(figures.add(&name, "s", costs.iter().map(|cost| cost.wall.as_secs_f64()).collect()));
+        figures.add(&format!("{name}: CPU"), "s", costs.iter().map(|cost| cost.cpu.as_secs_f64()).collect());
+        let peaks = costs.iter().map(|cost| cost.peak as f64 / f64::from(1 << 20)).collect();
+        figures.add(&format!("{name}: memory"), "MiB", peaks);
+        figures.add(
+            &format!("{name}: image"),
+            "MiB",
+            costs.iter().map(|cost| cost.stored as f64 / f64::from(1 << 20)).collect(),
+        );
+    }
+    walls
+}

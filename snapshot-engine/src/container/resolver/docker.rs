@@ -1,0 +1,272 @@
+//! Containers of docker, and of whoever speaks its API: podman's service does.
+//!
+//! `GET /containers/json?all=1` lists them, `GET /containers/ID/json` tells of one; both without a version in the path, so each daemon answers in its own.
+//! What is read here has had these names since version 1.20 of the API (docs/api of moby; podman's `pkg/api/handlers/compat`).
+//!
+//! With the containerd image store docker names no layers: they are a snapshot at its containerd, whose key is the container's id
+//! (moby, daemon/containerd/image_snapshot.go). Of what does not run they are asked for there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::wire::{Failed, Grpc, Http, Peer, converse};
+use super::{Candidate, Resolver, Wanted, containerd};
+use crate::container::candidate::{ImageRef, Layers, SnapshotKey, State};
+use crate::container::config::Config;
+use crate::container::error::Error;
+use crate::container::places::Socket;
+use crate::container::vantage::Vantage;
+use crate::model::reference::Runtime;
+
+/// Asks one daemon.
+pub(super) struct Docker {
+    pub(super) runtime: Runtime,
+    pub(super) socket: Socket,
+    /// Where docker's containerd may be.
+    pub(super) containerd: Vec<Socket>,
+}
+
+/// The namespace that docker works in at its containerd.
+const AT_CONTAINERD: &str = "moby";
+
+/// One of the list.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    names: Option<Vec<String>>,
+}
+
+/// A container. The API says null where others say nothing.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    name: String,
+    state: InspectedState,
+    /// The image's id.
+    #[serde(default)]
+    image: String,
+    config: InspectedConfig,
+    graph_driver: Option<GraphDriver>,
+    /// With the containerd image store, the snapshotter.
+    #[serde(default)]
+    driver: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedState {
+    status: String,
+    pid: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedConfig {
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    user: String,
+    #[serde(default)]
+    working_dir: String,
+    env: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    labels: Option<BTreeMap<String, String>>,
+    exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
+    volumes: Option<BTreeMap<String, serde_json::Value>>,
+    stop_signal: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct GraphDriver {
+    /// Of overlay2 and podman's overlay: `UpperDir`, `WorkDir`, `LowerDir`. The containerd image store has none.
+    data: Option<BTreeMap<String, String>>,
+}
+
+impl Docker {
+    async fn ask(&self, peer: Peer, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Failed> {
+        let mut http = Http::over(peer).await?;
+        let listed: Vec<Listed> = http.get("/containers/json?all=1").await?.unwrap_or_default();
+        let mut found = Vec::new();
+        for one in listed {
+            let names: Vec<String> = one.names.unwrap_or_default().iter().map(|n| plain(n)).collect();
+            let Some(exact) = wanted.fits(&one.id, &names) else { continue };
+            // Removed since it was listed: it is not wanted any more.
+            let Some(inspected) = http.get(&format!("/containers/{}/json", one.id)).await? else { continue };
+            found.push(Candidate { exact, ..self.candidate(inspected, http.vantage) });
+        }
+        Ok(found)
+    }
+
+    /// The snapshot of a container whose layers docker does not name, at the containerd that has it.
+    fn at_containerd(&self, mut candidate: Candidate) -> Candidate {
+        let Some(mut snapshot) = candidate.snapshot.take() else { return candidate };
+        for socket in &self.containerd {
+            let found = converse(Runtime::Containerd, socket, async |peer| {
+                containerd::layers(&mut Grpc::over(peer).await?, &snapshot).await
+            });
+            // That one cannot be asked is said by its own resolver.
+            if let Ok(Some(Some(layers))) = found {
+                snapshot.address.clone_from(&socket.path);
+                return Candidate { snapshot: Some(snapshot), layers: Some(layers), ..candidate };
+            }
+        }
+        candidate
+    }
+
+    fn candidate(&self, told: Inspected, vantage: Vantage) -> Candidate {
+        let state = match told.state.status.as_str() {
+            "running" | "restarting" | "stopping" => State::Running,
+            "paused" => State::Paused,
+            "created" | "initialized" => State::Created,
+            _ => State::Stopped,
+        };
+        let config = told.config;
+        let image = ImageRef { name: config.image.clone(), digest: told.image };
+        let layers = told.graph_driver.and_then(|driver| layers(&driver.data?, vantage));
+        let snapshot = SnapshotKey {
+            address: PathBuf::new(),
+            namespace: AT_CONTAINERD.to_owned(),
+            snapshotter: told.driver,
+            key: told.id.clone(),
+        };
+        let elsewhere = layers.is_none() && self.runtime == Runtime::Docker;
+        Candidate {
+            names: vec![plain(&told.name)],
+            state,
+            init: vantage.process(told.state.pid),
+            image: Some(image),
+            labels: config.labels.clone().unwrap_or_default(),
+            layers,
+            snapshot: elsewhere.then_some(snapshot),
+            config: Some(config.into()),
+            ..Candidate::new(self.runtime, told.id, self.socket.path.clone())
+        }
+    }
+}
+
+/// The API writes names with a slash before them (a link's name has two).
+fn plain(name: &str) -> String {
+    name.strip_prefix('/').unwrap_or(name).to_owned()
+}
+
+fn layers(data: &BTreeMap<String, String>, vantage: Vantage) -> Option<Layers> {
+    let path = |key| data.get(key).map(|text| vantage.path(Path::new(text)));
+    let lowers = data.get("LowerDir").map(String::as_str).unwrap_or_default();
+    let lowers: Vec<PathBuf> =
+        lowers.split(':').filter(|text| !text.is_empty()).map(|text| vantage.path(Path::new(text))).collect();
+    Some(Layers { upper: path("UpperDir")?, work: path("WorkDir")?, lowers, userxattr: false })
+}
+
+impl From<InspectedConfig> for Config {
+    fn from(told: InspectedConfig) -> Config {
+        let keys = |map: Option<BTreeMap<String, serde_json::Value>>| {
+            map.unwrap_or_default().into_keys().collect::<Vec<_>>()
+        };
+        Config {
+            command: told.cmd.unwrap_or_default(),
+            entrypoint: told.entrypoint.unwrap_or_default(),
+            env: told.env.unwrap_or_default(),
+            user: told.user,
+            workdir: told.working_dir,
+            labels: told.labels.unwrap_or_default(),
+            ports: keys(told.exposed_ports),
+            volumes: keys(told.volumes),
+            stop_signal: told.stop_signal.unwrap_or_default(),
+        }
+    }
+}
+
+impl Resolver for Docker {
+    fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
+        let found = converse(self.runtime, &self.socket, async |peer| self.ask(peer, wanted).await)?;
+        Ok(found.unwrap_or_default().into_iter().map(|one| self.at_containerd(one)).collect())
+    }
+
+    fn places(&self) -> Vec<String> {
+        vec![self.socket.path.display().to_string()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What docker 20.10 and podman 4.3 have answered; the parts that are not read here are left out.
+    fn recorded(text: &str) -> Candidate {
+        let socket = Socket { path: "/run/docker.sock".into(), usual: true };
+        let asked = Docker { runtime: Runtime::Docker, socket, containerd: Vec::new() };
+        asked.candidate(serde_json::from_str(text).unwrap(), Vantage::of(None))
+    }
+
+    #[test]
+    fn what_docker_says_of_a_container() {
+        let told = recorded(include_str!("recorded/docker-running.json"));
+        assert_eq!((told.names.as_slice(), told.state), (&["web".to_owned()][..], State::Running));
+        assert!(told.id.starts_with("00095509f05c") && told.init.is_some_and(|init| init.0 == 116));
+        let image = told.image.unwrap();
+        assert_eq!(image.name, "localhost/busy:1");
+        assert!(image.digest.starts_with("sha256:34479cb3"), "{}", image.digest);
+        let config = told.config.unwrap();
+        assert_eq!(
+            (config.command.join(" "), config.env),
+            ("/bin/busybox sleep 1000".into(), vec!["A=b".into()])
+        );
+        assert_eq!(config.labels["x"], "y");
+        let layers = told.layers.unwrap();
+        assert!(layers.upper.starts_with("/var/lib/docker/overlay2") && layers.upper.ends_with("diff"));
+        assert!(layers.work.ends_with("work"));
+        assert_eq!(layers.lowers.len(), 2);
+        assert!(layers.lowers[0].to_string_lossy().contains("-init/diff"), "the uppermost is first");
+    }
+
+    #[test]
+    fn states_are_told_apart() {
+        let paused = recorded(include_str!("recorded/docker-paused.json"));
+        assert_eq!((paused.state, paused.init.is_some()), (State::Paused, true));
+        let stopped = recorded(include_str!("recorded/docker-stopped.json"));
+        assert_eq!((stopped.state, stopped.init), (State::Stopped, None));
+        assert!(stopped.layers.is_some());
+    }
+
+    #[test]
+    fn podmans_service_says_the_same_in_the_same_words() {
+        let running = recorded(include_str!("recorded/podman-running.json"));
+        assert_eq!((running.shown(), running.state), ("web", State::Running));
+        let config = running.config.unwrap();
+        assert_eq!((config.workdir.as_str(), config.stop_signal.as_str()), ("/", "15"));
+        let created = recorded(include_str!("recorded/podman-created.json"));
+        assert_eq!((created.state, created.init), (State::Created, None));
+        assert!(created.layers.unwrap().upper.starts_with("/var/lib/containers/storage/overlay"));
+        for list in [include_str!("recorded/docker-list.json"), include_str!("recorded/podman-list.json")] {
+            let listed: Vec<Listed> = serde_json::from_str(list).unwrap();
+            assert!(listed.iter().any(|one| one.names.as_deref() == Some(&["/web".to_owned()])));
+        }
+    }
+
+    #[test]
+    fn with_the_containerd_image_store_there_is_a_snapshot_instead() {
+        let recorded_layers = recorded(include_str!("recorded/docker-stopped.json"));
+        assert_eq!(recorded_layers.snapshot, None);
+        let mut told: serde_json::Value =
+            serde_json::from_str(include_str!("recorded/docker-stopped.json")).unwrap();
+        for data in [serde_json::json!({ "Data": null, "Name": "overlayfs" }), serde_json::Value::Null] {
+            told["GraphDriver"] = data;
+            told["Driver"] = "overlayfs".into();
+            let candidate = recorded(&told.to_string());
+            assert_eq!(candidate.layers, None);
+            let snapshot = candidate.snapshot.unwrap();
+            assert_eq!((snapshot.namespace.as_str(), snapshot.snapshotter.as_str()), ("moby", "overlayfs"));
+            assert_eq!(snapshot.key, candidate.id);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Containers of podman, from its storage on disk: it has no daemon, and mostly no service either. CRI-O and buildah keep theirs in the same form.
+//!
+//! ```text
+//!   GRAPH/overlay-containers/containers.json       id, names, layer, image          (containers/storage, containers.go)
+//!   GRAPH/overlay-containers/ID/userdata/config.json   the OCI bundle
+//!   GRAPH/overlay/LAYER/{diff,work,lower}          `lower` names links: l/ABC:l/DEF     (drivers/overlay/overlay.go)
+//!   RUN/overlay-containers/ID/userdata/pidfile     the init, written by conmon; stays there when it has ended
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{Candidate, Resolver, Wanted};
+use crate::container::candidate::{ImageRef, Layers, State};
+use crate::container::config::Config;
+use crate::container::error::Error;
+use crate::container::places::Storage;
+use crate::container::vantage::Vantage;
+use crate::model::reference::Runtime;
+
+/// Reads one storage.
+pub(super) struct OnDisk {
+    pub(super) storage: Storage,
+    pub(super) vantage: Vantage,
+}
+
+/// An entry of `containers.json`.
+#[derive(Deserialize)]
+struct Listed {
+    id: String,
+    names: Option<Vec<String>>,
+    /// The image's id.
+    #[serde(default)]
+    image: String,
+    layer: String,
+    /// JSON in a text.
+    #[serde(default)]
+    metadata: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case", default)]
+struct Metadata {
+    image_name: String,
+}
+
+impl OnDisk {
+    fn list(&self, file: &Path) -> Result<Vec<Listed>, Error> {
+        let text = match fs::read(file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(file, e)),
+        };
+        serde_json::from_slice(&text).map_err(|e| Error::State {
+            runtime: Runtime::Podman,
+            path: file.to_owned(),
+            detail: e.to_string(),
+        })
+    }
+
+    fn candidate(&self, told: Listed, file: &Path) -> Candidate {
+        let userdata = |dir: &Path| dir.join("overlay-containers").join(&told.id).join("userdata");
+        let pidfile = userdata(&self.storage.run).join("pidfile");
+        let number = fs::read_to_string(&pidfile).ok().and_then(|text| text.trim().parse().ok());
+        let metadata: Metadata = serde_json::from_str(&told.metadata).unwrap_or_default();
+        let image = ImageRef { name: metadata.image_name, digest: format!("sha256:{}", told.image) };
+        let config = Config::from_bundle(&userdata(&self.storage.graph));
+        let layers = layers(&self.storage.graph.join("overlay"), &told.layer);
+        // Without a start time: the number counts only if that process has these very layers for its root (`Target::of`).
+        let init = number.and_then(|number| self.vantage.process(number));
+        let candidate = Candidate::new(Runtime::Podman, told.id, file.to_owned()).with_init(init, None);
+        Candidate {
+            names: told.names.unwrap_or_default(),
+            // The bundle is written when it is started for the first time.
+            state: if config.is_some() || pidfile.exists() { candidate.state } else { State::Created },
+            config,
+            image: (!told.image.is_empty()).then_some(image),
+            layers,
+            ..candidate
+        }
+    }
+}
+
+/// The layers of a container's layer; `None` if it is not kept by the overlay driver.
+fn layers(overlay: &Path, layer: &str) -> Option<Layers> {
+    let dir = overlay.join(layer);
+    let upper = dir.join("diff");
+    let stat = fs::symlink_metadata(&upper).ok().filter(fs::Metadata::is_dir)?;
+    let written = fs::read_to_string(dir.join("lower")).unwrap_or_default();
+    let lowers = written.trim().split(':').filter(|text| !text.is_empty());
+    Some(Layers {
+        work: dir.join("work"),
+        lowers: lowers.map(|link| followed(overlay, Path::new(link))).collect(),
+        // Mounted without root, overlayfs may not use the other namespace (fs/overlayfs, `userxattr`).
+        userxattr: fs::metadata(overlay).unwrap_or(stat).uid() != 0,
+        upper,
+    })
+}
+
+/// `l/ABC` is a link to `../LAYER/diff`. It is followed by hand: a path through `/proc/PID/root` must stay one.
+fn followed(overlay: &Path, link: &Path) -> PathBuf {
+    let path = overlay.join(link);
+    match fs::read_link(&path) {
+        Ok(target) if target.starts_with("..") => overlay.join(target.strip_prefix("..").unwrap_or(&target)),
+        _ => path,
+    }
+}
+
+impl Resolver for OnDisk {
+    fn runtime(&self) -> Runtime {
+        Runtime::Podman
+    }
+
+    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
+        let lasting = self.storage.graph.join("overlay-containers/containers.json");
+        let volatile = self.storage.run.join("overlay-containers/volatile-containers.json");
+        let mut found = Vec::new();
+        for file in [lasting, volatile] {
+            for told in self.list(&file)? {
+                let names = told.names.clone().unwrap_or_default();
+                if let Some(exact) = wanted.fits(&told.id, &names) {
+                    found.push(Candidate { exact, ..self.candidate(told, &file) });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn places(&self) -> Vec<String> {
+        vec![self.storage.graph.display().to_string()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What podman 4.3 has written, with directories made for one of its containers.
+    fn storage(dir: &Path) -> (OnDisk, Vec<Listed>) {
+        let storage = Storage { graph: dir.join("graph"), run: dir.join("run") };
+        let containers = storage.graph.join("overlay-containers");
+        fs::create_dir_all(&containers).unwrap();
+        let recorded = include_str!("recorded/podman-containers.json");
+        fs::write(containers.join("containers.json"), recorded).unwrap();
+        (OnDisk { storage, vantage: Vantage::of(None) }, serde_json::from_str(recorded).unwrap())
+    }
+
+    #[test]
+    fn what_podman_keeps_of_a_container() {
+        let dir = tempfile::tempdir().unwrap();
+        let (podman, listed) = storage(dir.path());
+        let web = &listed[0];
+        let overlay = podman.storage.graph.join("overlay");
+        for part in [&format!("{}/diff", web.layer), "base/diff", "l"] {
+            fs::create_dir_all(overlay.join(part)).unwrap();
+        }
+        std::os::unix::fs::symlink("../base/diff", overlay.join("l/ABC")).unwrap();
+        fs::write(overlay.join(&web.layer).join("lower"), "l/ABC\n").unwrap();
+        let userdata = podman.storage.run.join("overlay-containers").join(&web.id).join("userdata");
+        fs::create_dir_all(&userdata).unwrap();
+        fs::write(userdata.join("pidfile"), std::process::id().to_string()).unwrap();
+
+        let found = podman.find(Wanted::Named("web")).unwrap();
+        let [found] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((found.id.as_str(), found.exact, found.state), (web.id.as_str(), true, State::Running));
+        assert_eq!(found.image.as_ref().unwrap().name, "localhost/busy:1");
+        let layers = found.layers.as_ref().unwrap();
+        assert_eq!(layers.lowers, [overlay.join("base/diff")]);
+        assert_eq!(layers.upper, overlay.join(&web.layer).join("diff"));
+        // The process with that number, this test, has another root: the container does not run.
+        let target = crate::container::Target::of("web", found);
+        assert!(target.is_err(), "{target:?}");
+        // By the beginning of its id, and those that never ran.
+        assert_eq!(podman.find(Wanted::Named(&web.id[..5])).unwrap().len(), 1);
+        let all = podman.find(Wanted::All).unwrap();
+        assert_eq!(all.len(), listed.len());
+        assert!(all.iter().any(|c| c.shown() == "made" && c.state == State::Created && c.layers.is_none()));
+    }
+
+    #[test]
+    fn no_storage_is_no_error_and_a_broken_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (podman, _) = storage(dir.path());
+        fs::write(podman.storage.graph.join("overlay-containers/containers.json"), "[{").unwrap();
+        assert!(matches!(podman.find(Wanted::All), Err(Error::State { .. })));
+        fs::remove_dir_all(&podman.storage.graph).unwrap();
+        assert_eq!(podman.find(Wanted::All).unwrap(), []);
+    }
+}

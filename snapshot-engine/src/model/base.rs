@@ -1,0 +1,76 @@
+//! An image named as something to build on: `bootstrap=FILE[,blobs=DIR]`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::paths;
+
+/// An image that is there already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownImage {
+    /// Its bootstrap.
+    #[serde(with = "paths")]
+    pub bootstrap: PathBuf,
+    /// A directory with its blobs, by id. They are also looked for in the target's layout, among the converted lowers, beside the
+    /// bootstrap, and in `blobs` there.
+    #[serde(with = "paths::list", default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<PathBuf>,
+}
+
+/// A text that names no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no image: give bootstrap=FILE or bootstrap=FILE,blobs=DIR")]
+pub struct BadImage(String);
+
+impl KnownImage {
+    /// The same with absolute paths: the image is made by a process with another working directory.
+    ///
+    /// # Errors
+    /// When the working directory is not known.
+    pub fn absolute(self) -> std::io::Result<KnownImage> {
+        let blobs = self.blobs.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        Ok(KnownImage { bootstrap: std::path::absolute(self.bootstrap)?, blobs })
+    }
+}
+
+impl FromStr for KnownImage {
+    type Err = BadImage;
+
+    fn from_str(text: &str) -> Result<KnownImage, BadImage> {
+        let bad = || BadImage(text.escape_debug().to_string());
+        let rest = text.strip_prefix("bootstrap=").ok_or_else(bad)?;
+        let (bootstrap, blobs) = match rest.split_once(",blobs=") {
+            Some((bootstrap, dir)) => (bootstrap, Some(dir)),
+            None => (rest, None),
+        };
+        if bootstrap.is_empty() || blobs.is_some_and(str::is_empty) {
+            return Err(bad());
+        }
+        Ok(KnownImage { bootstrap: bootstrap.into(), blobs: blobs.map(PathBuf::from).into_iter().collect() })
+    }
+}
+
+impl fmt::Display for KnownImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bootstrap={}", self.bootstrap.display())?;
+        self.blobs.iter().try_for_each(|dir| write!(f, ",blobs={}", dir.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_round_trip() {
+        for text in ["bootstrap=/a/image.boot", "bootstrap=b,blobs=/c"] {
+            assert_eq!(text.parse::<KnownImage>().unwrap().to_string(), text);
+        }
+        for bad in ["", "/a/image.boot", "bootstrap=", "bootstrap=a,blobs=", "blobs=/c"] {
+            assert!(bad.parse::<KnownImage>().is_err(), "{bad}");
+        }
+    }
+}
