@@ -28,6 +28,9 @@ use crate::count::{CONTROL, at, cell, enter, leave, put};
 use crate::kernel::{self, Probed, Structure, Typed, constant, current, file, registers};
 use crate::target::{membership, ours};
 
+/// `mmap` and `mmap2` of 32-bit programs (arch/x86/entry/syscalls/syscall_32.tbl).
+const OLD_MMAP: u64 = 90;
+const MMAP2: u64 = 192;
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
 const S_IFDIR: u16 = 0o040_000;
@@ -131,6 +134,11 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     let was = cell.map_or(0, at);
     if was & TASK_MEMBER == 0 && !membership(control, task) {
         return 0;
+    }
+    if compat && matches!(ctx.arg(1), OLD_MMAP | MMAP2) {
+        // T4: whatever it maps. Such programs are few.
+        // SAFETY: a map value.
+        unsafe { fetch_add(&raw mut (*control).mappings, 1) };
     }
     let counts = class != CALL_OTHER && modifying(control, task, class);
     if !counts && !note {

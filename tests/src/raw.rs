@@ -153,6 +153,30 @@ struct Event {
     second: i64,
 }
 
+/// Maps the first page of a file shared and writable the way a 32-bit program does (`mmap2` by `int 0x80`), and leaves it mapped.
+///
+/// # Errors
+/// As `mmap(2)`; `ENOSYS` where the kernel runs no 32-bit programs.
+#[cfg(target_arch = "x86_64")]
+pub fn map_as_32_bit(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const MMAP2: i32 = 192;
+    let mut result = MMAP2;
+    // SAFETY: a new mapping at an address below 4 GiB that the kernel chooses; no existing memory is affected. The kernel keeps all registers but the result and,
+    // on the way through `int 0x80`, r8 to r11; rbx and rbp, which cannot be named, are put back.
+    unsafe {
+        std::arch::asm!(
+            "push rbx", "push rbp", "xor ebx, ebx", "xor ebp, ebp", "int 0x80", "pop rbp", "pop rbx",
+            inout("eax") result,
+            in("ecx") 4096,
+            in("edx") libc::PROT_READ | libc::PROT_WRITE,
+            in("esi") libc::MAP_SHARED,
+            in("edi") fd.as_raw_fd(),
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    if (-4095..0).contains(&result) { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
 /// IOCB_CMD_PWRITE.
 const WRITE: u16 = 1;
 

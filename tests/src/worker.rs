@@ -161,6 +161,11 @@ impl State {
                 file.set_len(len as u64 * 8)?;
                 self.maps.insert(path.to_owned(), Arc::new(Words::map(&file, len)?));
             }
+            #[cfg(target_arch = "x86_64")]
+            ["map32", path] => {
+                let file = File::options().read(true).write(true).open(path)?;
+                crate::raw::map_as_32_bit(file.as_fd())?;
+            }
             ["unmap", path] => drop(self.maps.remove(path)),
             ["store", path, index, value] => {
                 let map = self.maps.get(path).context("not mapped")?;

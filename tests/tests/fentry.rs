@@ -39,16 +39,16 @@ fn t4_a_mapped_file_on_tmpfs_is_always_dirty() {
     for again in 0..2 {
         worker.ask("map /srv/map 8192").unwrap();
         assert!(dirty(&mut tracker), "{again}: the mapping was not noticed");
-        assert!(tracker.probe(file.as_fd()).mapped, "{again}: the probe says it is not mapped");
+        assert!(tracker.probe(file.as_fd(), false).mapped, "{again}: the probe says it is not mapped");
         for store in 0..3 {
             worker.ask(&format!("store /srv/map 4096 {store}")).unwrap();
             assert!(dirty(&mut tracker), "{again}: store {store} would be lost");
-            assert!(tracker.probe(file.as_fd()).mapped);
+            assert!(tracker.probe(file.as_fd(), false).mapped);
         }
         worker.ask("store /srv/map 0 9").unwrap();
         worker.ask("unmap /srv/map").unwrap();
         assert!(dirty(&mut tracker), "{again}: the last stores would be lost");
-        assert!(!tracker.probe(file.as_fd()).mapped, "{again}: nobody maps it any more");
+        assert!(!tracker.probe(file.as_fd(), false).mapped, "{again}: nobody maps it any more");
         clean(&mut tracker);
     }
 }

@@ -24,13 +24,9 @@ fn go(options: &Options) -> Report {
     report
 }
 
-/// Stores through shared mappings have a test of their own, which fails.
-const MMAP: &str = "mmap";
-
-/// T4, G1: **a known defect**. About one cut of a hundred lacks a store that was made through a mapping tens of milliseconds before, when writers of many other
-/// kinds are at work too. Not understood yet; the limits in docs/architecture.md and docs/consistency.md say so. To be run with `--ignored`.
+/// T4, G1: the mix of writers that has found stores through mappings missing. A file that was mapped before, whose pages the window had read without cleaning
+/// them, was mapped anew, stored to and let go of between two looks.
 #[test]
-#[ignore = "known to fail: a store through a shared mapping can be missing from a cut"]
 fn t4_stores_through_mappings_are_in_the_cut_whatever_else_is_done() {
     if !bench::root() {
         return;
@@ -38,7 +34,8 @@ fn t4_stores_through_mappings_are_in_the_cut_whatever_else_is_done() {
     let names = "write,append,sync,direct,transfer,truncate,fallocate,create,remove,rename,link,flush,flags,xattr,uring,sqpoll,mmap";
     let report = go(&Options {
         seed: 771,
-        cuts: 400,
+        cuts: 150,
+        time: Duration::from_secs(90),
         kinds: kinds(names).unwrap(),
         file_systems: vec!["ext4".into()],
         gates: vec![GateChoice::Auto, GateChoice::Freezer],
@@ -49,15 +46,14 @@ fn t4_stores_through_mappings_are_in_the_cut_whatever_else_is_done() {
     assert_eq!(report.violations, Vec::<String>::new());
 }
 
-/// G1, under everything that the harness can do, but for mappings.
+/// G1, under everything that the harness can do.
 #[test]
 fn g1_every_cut_is_one_instant_under_every_kind_of_writer() {
     if !bench::root() {
         return;
     }
-    let without = vec![MMAP];
     let time = Duration::from_secs(240);
-    let report = go(&Options { seed: 3, cuts: 240, session: 5, time, without, ..options() });
+    let report = go(&Options { seed: 3, cuts: 240, session: 5, time, ..options() });
     assert_eq!(report.violations, Vec::<String>::new());
     for fs in ["ext4", "xfs"] {
         assert!(report.cuts_on(fs) >= 20, "{fs}: {} cuts", report.cuts_on(fs));
@@ -65,7 +61,7 @@ fn g1_every_cut_is_one_instant_under_every_kind_of_writer() {
     for gate in [Gate::None, Gate::Fence, Gate::Freezer] {
         assert!(report.cuts_by(gate) > 0, "no cut by {gate:?}");
     }
-    for kind in writers::ALL.iter().filter(|kind| kind.name != MMAP) {
+    for kind in writers::ALL {
         assert!(report.operations(kind.name) > 0, "{} has done nothing", kind.name);
     }
 }

@@ -508,7 +508,7 @@ fn t4_a_mapped_file_is_told_and_its_stores_are_seen() {
         let file = File::open(&path).unwrap();
         tracker.watch(Ino(ino(&path)), 65536).unwrap();
         use std::os::fd::AsFd;
-        assert!(tracker.probe(file.as_fd()).mapped, "{kind}: the probe says it is not mapped");
+        assert!(tracker.probe(file.as_fd(), false).mapped, "{kind}: the probe says it is not mapped");
         for round in 0..5 {
             // As a round does: the pages are cleaned, so that the next store is an event.
             file.sync_all().unwrap();
@@ -519,7 +519,7 @@ fn t4_a_mapped_file_is_told_and_its_stores_are_seen() {
             assert!(dirty.is_some_and(|d| covers(d, &(32768..32776))), "{kind}, {round}: {dirty:?}");
         }
         worker.ask("unmap /srv/map").unwrap();
-        assert!(!tracker.probe(file.as_fd()).mapped, "{kind}: nobody maps it any more");
+        assert!(!tracker.probe(file.as_fd(), false).mapped, "{kind}: nobody maps it any more");
     }
 }
 

@@ -411,6 +411,23 @@ fn t4_shared_mappings_take_the_freezer() {
     }
 }
 
+/// T4: so does a mapping made by a 32-bit program, whose calls have other numbers.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn t4_a_mapping_of_a_32_bit_program_takes_the_freezer() {
+    if !bench::root() {
+        return;
+    }
+    let (disk, demo, mut worker) = scene("ext4");
+    worker.ask("write /srv/map 0 4096 1").unwrap();
+    let mut session = session(&disk, &demo, bench::policy(GateChoice::Auto));
+    assert_eq!(session.cut(&Quiet).unwrap().pause.gate, Gate::None);
+    if let Err(e) = worker.ask("map32 /srv/map") {
+        return eprintln!("this kernel runs no 32-bit programs: not tested ({e})");
+    }
+    assert_eq!(session.cut(&Quiet).unwrap().pause.gate, Gate::Freezer);
+}
+
 /// T5: without a tracker the container stands still, the long pause is what is reported, and it is one instant all the same; also on
 /// a file system the tracker does not know.
 #[test]

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use super::copy::{Fault, data_name, write_all};
 use super::index::{Body, Known};
 use super::residual::{CapturedInode, Residual};
-use super::rounds::young;
+use super::rounds::{just_now, young};
 use super::{Error, Shadow};
 use crate::model::dirty::Ino;
 
@@ -84,6 +84,9 @@ impl Shadow {
             let old = if captured.fresh { None } else { self.index.serial(ino) };
             let serial = old.unwrap_or_else(|| self.next_serial());
             self.write(ino, serial, captured)?;
+            if just_now(stat.ctime) {
+                self.hasty.insert(ino);
+            }
             Body::File { serial }
         } else {
             Body::Special

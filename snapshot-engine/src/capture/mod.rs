@@ -37,6 +37,7 @@ mod rounds;
 mod sweep;
 mod walk;
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -114,6 +115,8 @@ pub struct Shadow {
     hot: Hot,
     walker: Walker,
     index: Index,
+    /// Files that were read, without their pages being cleaned, so soon after their last change that a change after it may have left the same times (T4).
+    hasty: HashSet<Ino>,
     options: ShadowOptions,
     serial: u64,
     /// Device and inode of the upperdir. A btrfs subvolume inside it has another device.
@@ -148,6 +151,7 @@ impl Shadow {
             hot: Hot::new(hot),
             walker: Walker::new(root, ino),
             index: Index::new(ino),
+            hasty: HashSet::new(),
             options,
             serial: 0,
             identity: (stat.dev, stat.ino),
@@ -155,6 +159,12 @@ impl Shadow {
             clones,
             disk,
         })
+    }
+
+    /// The files that were read so soon after their last change that stores through a mapping since then may have left no event. From now
+    /// on the caller answers for them.
+    pub fn take_hasty(&mut self) -> impl Iterator<Item = Ino> {
+        std::mem::take(&mut self.hasty).into_iter()
     }
 
     /// Device and inode number of the upperdir's root, as it was opened.

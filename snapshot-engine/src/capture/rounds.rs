@@ -28,9 +28,9 @@ use crate::kernel::beneath::{self, Dir, Stat};
 use crate::model::dirty::{Dirty, Ino, Watch};
 use crate::model::progress::Progress;
 
-/// An inode born so shortly before it was read may have a successor with the same number and birth time: time stamps
-/// are as coarse as the timer tick (`ktime_get_coarse_real_ts64`), which is 10 ms at `CONFIG_HZ=100`. With a margin for a stepped clock.
-const YOUNG: i128 = 100_000_000;
+/// Time stamps are as coarse as the timer tick (`ktime_get_coarse_real_ts64`), which is 10 ms at `CONFIG_HZ=100`: what happens again so shortly after
+/// may have the same one. With a margin for a stepped clock.
+const TICK: i128 = 100_000_000;
 
 /// How often the progress is told while waiting for the copiers.
 const TELL: Duration = Duration::from_millis(50);
@@ -45,12 +45,17 @@ impl Known {
     }
 }
 
-/// Whether an inode with this birth time, read now, cannot be told from a successor.
+/// Whether an inode with this birth time, read now, cannot be told from a successor with the same number.
 pub(super) fn young(stat: &Stat) -> bool {
+    stat.btime == (0, 0) || just_now(stat.btime)
+}
+
+/// Whether something that changes now might get this time stamp once more.
+pub(super) fn just_now(time: (i64, u32)) -> bool {
     let now = clock_gettime(ClockId::Realtime);
-    let age = (i128::from(now.tv_sec) - i128::from(stat.btime.0)) * 1_000_000_000
-        + (i128::from(now.tv_nsec) - i128::from(stat.btime.1));
-    stat.btime == (0, 0) || age < YOUNG
+    let age = (i128::from(now.tv_sec) - i128::from(time.0)) * 1_000_000_000
+        + (i128::from(now.tv_nsec) - i128::from(time.1));
+    age < TICK
 }
 
 /// Everything there is to an inode.
@@ -378,7 +383,13 @@ impl Shadow {
             return self.know(ino, Known { stat, xattrs, body: Body::File { serial }, young });
         }
         // T4: take -> settle -> probe -> sync -> read. The copier syncs.
-        let probe = watch.probe(source.as_fd());
+        let probe = watch.probe(source.as_fd(), matches!(plan, Plan::Whole));
+        // The container can set its modification time, and not this one. Asked after the probe: what is mapped later changes it later.
+        if !probe.mapped && just_now(stat.ctime) {
+            self.hasty.insert(ino);
+        } else {
+            self.hasty.remove(&ino);
+        }
         if probe.direct_io {
             // Its bytes may land after we have read; the event is behind us already.
             work.late.insert(ino, Dirty { direct: true, ..dirty });

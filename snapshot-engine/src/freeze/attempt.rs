@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use super::arena::{Arena, Kin};
+use snapshot_ebpf::MAPPED;
+
+use super::arena::{Arena, Kin, TakenSlot};
 use super::early;
 use super::estimate::{Estimate, Work};
 use super::freezer::Freezer;
@@ -373,11 +375,25 @@ impl Attempts {
         }
     }
 
+    /// T4: makes dirty again, after a cut, what the window has read of mapped files. It cannot clean their pages, so stores to them after
+    /// it leave no event, through this mapping or the next; the next round reads those pages once more, and cleans them first.
+    pub fn keep_mapped(&self, tracker: &mut Tracker) {
+        self.dirty_again(tracker, |taken| taken.state & MAPPED != 0);
+    }
+
     /// T3: makes dirty again what a failed attempt had taken.
     fn put_back(&mut self, tracker: &mut Tracker) {
+        self.dirty_again(tracker, |_| true);
+        if let Some(slot) = self.arena.left_out.take() {
+            tracker.look_again(slot);
+        }
+        self.arena.reset();
+    }
+
+    fn dirty_again(&self, tracker: &mut Tracker, which: impl Fn(&TakenSlot) -> bool) {
         let mut again = Vec::new();
         let slots = tracker.slots();
-        for taken in self.arena.dirty.iter() {
+        for taken in self.arena.dirty.iter().filter(|taken| which(taken)) {
             let mut at = taken.bits;
             while at != super::arena::END {
                 let word = self.arena.bits[at as usize];
@@ -388,10 +404,8 @@ impl Attempts {
                 again.push(taken.slot);
             }
         }
-        again.extend(self.arena.left_out.take());
         for slot in again {
             tracker.look_again(slot);
         }
-        self.arena.reset();
     }
 }

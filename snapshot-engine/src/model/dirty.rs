@@ -57,8 +57,9 @@ pub trait Watch {
     /// them does not end in time: what is read now must be put back afterwards.
     fn settle(&mut self) -> bool;
 
-    /// Asks the kernel about an open file of the upper.
-    fn probe(&self, fd: BorrowedFd<'_>) -> Probe;
+    /// Asks the kernel about an open file of the upper that is to be read next; `whole`: all of it. If it is mapped, the caller cleans the pages before he reads
+    /// them (T4).
+    fn probe(&self, fd: BorrowedFd<'_>, whole: bool) -> Probe;
 }
 
 /// The tracker's tables have no room for another inode.
@@ -82,7 +83,7 @@ impl Watch for Still {
     fn settle(&mut self) -> bool {
         true
     }
-    fn probe(&self, _: BorrowedFd<'_>) -> Probe {
+    fn probe(&self, _: BorrowedFd<'_>, _: bool) -> Probe {
         Probe::default()
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! One snapshot makes one cut and freezes the shadow; a measurement makes a hundred cuts on one session.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -54,8 +55,6 @@ pub struct Session {
     mappings_seen: Option<u64>,
     mapped: bool,
     budget: Duration,
-    /// The files mapped shared and writable, as the container names them.
-    mapped_paths: std::collections::BTreeSet<Vec<u8>>,
     misses: u64,
     skipped_seen: u64,
     /// For the first cut.
@@ -129,7 +128,6 @@ impl Session {
             mappings_seen: None,
             mapped: false,
             budget: policy.budget,
-            mapped_paths: std::collections::BTreeSet::new(),
             misses: 0,
             skipped_seen: 0,
             opened,
@@ -266,6 +264,7 @@ impl Session {
 
     /// Takes the residual into the shadow.
     fn take_in(&mut self) -> Result<(), Error> {
+        self.attempts.keep_mapped(&mut self.tracker);
         let residual = crate::freeze::arena::residual(self.attempts.arena());
         let gone =
             self.shadow.apply(&residual).map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
@@ -281,13 +280,6 @@ impl Session {
                 .watch(ino, inode.stat.size)
                 .map_err(|e| Error::stage(Stage::Window, Class::General, None, e))?;
             self.tracker.put_back(&[whole(ino)]);
-        }
-        // T4: the window reads mapped pages without cleaning them, so later stores to them are no events: the next cut's round copies
-        // these files once more, and cleans them first.
-        if self.mapped {
-            let paths = std::mem::take(&mut self.mapped_paths);
-            self.mark_mapped(paths.iter());
-            self.mapped_paths = paths;
         }
         Ok(())
     }
@@ -310,30 +302,36 @@ impl Session {
         let blind = self.fault & FAULT_KIND == FAULT_IGNORE_MMAP;
         if !blind && (self.mapped || self.mappings_seen != Some(stamp.mappings)) {
             // T4. Looked at again only when somebody has asked for a shared mapping since.
-            self.mappings_seen = Some(stamp.mappings);
             let mapped = mapped_files(&self.target, &processes(&self.target)?)?;
             self.mapped = !mapped.is_empty();
-            // Those that were there at the last look were copied with their pages cleaned since.
-            let new: Vec<Vec<u8>> = mapped.difference(&self.mapped_paths).cloned().collect();
-            self.mark_mapped(new.iter());
-            self.mapped_paths = mapped;
+            self.mark_mapped(&mapped);
+            if self.mappings_seen.replace(stamp.mappings) != Some(stamp.mappings) {
+                self.mark_hasty();
+            }
         }
         let uncounted = self.tracker.live().tasks_lost() != 0;
         Ok(self.mapped || self.uring_before || stamp.uring != 0 || uncounted)
     }
 
-    /// A file that is mapped after it was copied may have been stored to through pages that were dirty already, which is no event: it is copied once
-    /// more, with its pages cleaned first.
-    fn mark_mapped<'a>(&mut self, paths: impl Iterator<Item = &'a Vec<u8>>) {
+    /// A file that is mapped after it was copied may be stored to through pages that were dirty already. The first event after the mapping makes all of it dirty,
+    /// so that it is copied once more, with its pages cleaned first. If there was none, we do.
+    fn mark_mapped(&mut self, paths: &BTreeSet<Vec<u8>>) {
         let Ok(root) = upper(&self.target) else { return };
         for path in paths {
             let relative = path.strip_prefix(b"/").unwrap_or(path);
             let Ok(name) = CString::new(relative) else { continue };
             // Unlinked, or on a lower layer: not in the upper, nothing to copy.
             if let Ok(stat) = root.open_path(&name).and_then(|fd| stat_fd(fd.as_fd())) {
-                self.tracker.put_back(&[whole(Ino(stat.ino))]);
+                self.tracker.mark_mapped(Ino(stat.ino));
             }
         }
+    }
+
+    /// Somebody has mapped a file since the last look, and may have let go of it again. The first store to a page changes the file's times, which is such an
+    /// event, unless they were changed in the same tick of the clock before: what was copied so soon after its last change is copied once more.
+    fn mark_hasty(&mut self) {
+        let hasty: Vec<Dirty> = self.shadow.take_hasty().map(whole).collect();
+        self.tracker.put_back(&hasty);
     }
 
     /// Whether the kernel has skipped one of the programs since the last look: then an event or a call may be missing, nobody knows which.

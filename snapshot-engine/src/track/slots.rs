@@ -12,7 +12,7 @@
 use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use snapshot_ebpf::{
     BLOCK_SHIFT, DIRECT, DIRT, FINE_SHIFT, Fine, INLINE_WORDS, MAPPED, MAX_PROBES, META, QUEUED, SLOT_EMPTY,
@@ -131,13 +131,15 @@ impl<'a> Slots<'a> {
         self.word(slot, STATE).load(SeqCst)
     }
 
-    /// Sets or clears MAPPED (T4).
-    pub fn set_mapped(&self, slot: SlotIndex, mapped: bool) {
-        if mapped {
-            self.word(slot, STATE).fetch_or(MAPPED, AcqRel);
-        } else {
-            self.word(slot, STATE).fetch_and(!MAPPED, AcqRel);
-        }
+    /// Sets MAPPED (T4).
+    pub fn set_mapped(&self, slot: SlotIndex) {
+        self.word(slot, STATE).fetch_or(MAPPED, SeqCst);
+    }
+
+    /// Clears MAPPED (T4). True if it was set.
+    #[must_use]
+    pub fn clear_mapped(&self, slot: SlotIndex) -> bool {
+        self.word(slot, STATE).fetch_and(!MAPPED, SeqCst) & MAPPED != 0
     }
 
     #[inline]

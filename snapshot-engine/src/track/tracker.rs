@@ -364,6 +364,18 @@ impl Tracker {
         self.again.extend(again);
     }
 
+    /// Makes all of a mapped file dirty, unless its pages were cleaned since it was mapped, or are about to be (T4).
+    pub fn mark_mapped(&mut self, ino: Ino) {
+        let slots = self.slots();
+        let Some(slot) = slots.find(ino.0).filter(|&slot| slots.state(slot) & MAPPED == 0) else { return };
+        let remember = slots.put_state(slot, META | WHOLE);
+        // Last: a promise about pages that are dirty to us by now.
+        slots.set_mapped(slot);
+        if remember {
+            self.again.push(slot);
+        }
+    }
+
     /// Room for the block bits of a file, as `Slot::more` has it.
     fn room(&mut self, size: u64) -> u64 {
         if size < LARGE {
@@ -478,10 +490,21 @@ impl Watch for Tracker {
         self.settle_within(SETTLE)
     }
 
-    fn probe(&self, fd: BorrowedFd<'_>) -> Probe {
-        let (ino, mapped, direct_io) = self.live.ask(fd);
-        if let Some(slot) = self.slots().find(ino) {
-            self.slots().set_mapped(slot, mapped);
+    fn probe(&self, fd: BorrowedFd<'_>, whole: bool) -> Probe {
+        let (ino, mut mapped, direct_io) = self.live.ask(fd);
+        let slots = self.slots();
+        if let Some(slot) = slots.find(ino) {
+            // T4: MAPPED promises that every page which is not dirty to us is clean, or about to be, so that the next store to it is an event. Who is told
+            // "not mapped" reads without cleaning, so the promise ends before he does; the first event after the next mapping makes all of it dirty then. The
+            // kernel is asked once more after that: a mapping that came in between may have had its first events under the old promise.
+            let mut promised = whole || self.silent_stores;
+            if !mapped && slots.clear_mapped(slot) {
+                mapped = self.live.ask(fd).1;
+                promised = true;
+            }
+            if mapped && promised {
+                slots.set_mapped(slot);
+            }
         }
         Probe { mapped, direct_io }
     }

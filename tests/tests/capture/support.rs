@@ -93,7 +93,7 @@ impl Watch for Fake {
         }
         !self.tracker.unsettled
     }
-    fn probe(&self, _: BorrowedFd<'_>) -> Probe {
+    fn probe(&self, _: BorrowedFd<'_>, _: bool) -> Probe {
         self.tracker.probe
     }
 }
