@@ -31,6 +31,8 @@ use crate::target::{membership, ours};
 /// `mmap` and `mmap2` of 32-bit programs (arch/x86/entry/syscalls/syscall_32.tbl).
 const OLD_MMAP: u64 = 90;
 const MMAP2: u64 = 192;
+/// FMODE_WRITE (linux/fs.h).
+const FMODE_WRITE: u32 = 1 << 1;
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
 const S_IFDIR: u16 = 0o040_000;
@@ -67,7 +69,12 @@ fn modifying(control: *mut Control, task: Typed, class: u8) -> bool {
     match class {
         CALL_PATH => true,
         CALL_MMAP => {
+            // Of a file that was opened for reading only there is no way to store, not even after mprotect: `do_mmap` (mm/mmap.c) takes VM_MAYWRITE away. The C library
+            // maps its caches so, in every program that starts.
             if argument(task, 3) & u64::from(constant!(SETTINGS.map_shared)) == 0
+                || file(task, argument(task, 4)).get::<u32>(constant!(OFFSETS.file_mode)).unwrap_or(!0)
+                    & FMODE_WRITE
+                    == 0
                 || !of_tree(control, task, 4, false)
             {
                 return false;

@@ -126,7 +126,7 @@ pub const DIRT: u64 = QUEUED | META | WHOLE | TAIL | DIRECT;
 pub const CALL_OTHER: u8 = 0;
 /// Call class: names a path, or nothing we can resolve cheaply: always counted.
 pub const CALL_PATH: u8 = 1;
-/// Call class: mmap; counted when shared and of a file of the target.
+/// Call class: mmap; counted when shared and of a file of the target that is open for writing.
 pub const CALL_MMAP: u8 = 2;
 /// Call class: the engine's own question about an open file (see `Control::probe_ino`).
 pub const CALL_PROBE: u8 = 3;

@@ -177,6 +177,19 @@ pub fn map_as_32_bit(fd: BorrowedFd<'_>) -> io::Result<()> {
     if (-4095..0).contains(&result) { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
+/// Maps the first page of a file shared and for reading, and leaves it mapped.
+///
+/// # Errors
+/// As `mmap(2)`.
+pub fn map_to_read(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let none = std::ptr::null_mut();
+    // SAFETY: a new mapping at an address that the kernel chooses; no existing memory is affected.
+    match unsafe { libc::mmap(none, 4096, libc::PROT_READ, libc::MAP_SHARED, fd.as_raw_fd(), 0) } {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// IOCB_CMD_PWRITE.
 const WRITE: u16 = 1;
 

@@ -161,6 +161,7 @@ impl State {
                 file.set_len(len as u64 * 8)?;
                 self.maps.insert(path.to_owned(), Arc::new(Words::map(&file, len)?));
             }
+            ["map_to_read", path] => crate::raw::map_to_read(File::open(path)?.as_fd())?,
             #[cfg(target_arch = "x86_64")]
             ["map32", path] => {
                 let file = File::options().read(true).write(true).open(path)?;

@@ -411,6 +411,21 @@ fn t4_shared_mappings_take_the_freezer() {
     }
 }
 
+/// A file that was opened for reading only can be mapped as shared as it likes: the C library does so with its caches, in every program that starts.
+#[test]
+fn mappings_that_can_only_be_read_do_not_matter() {
+    if !bench::root() {
+        return;
+    }
+    let (disk, demo, mut worker) = scene("ext4");
+    worker.ask("write /srv/cache 0 4096 1").unwrap();
+    let mut session = session(&disk, &demo, bench::policy(GateChoice::Auto));
+    let mappings = session.stamp().mappings;
+    worker.ask("map_to_read /srv/cache").unwrap();
+    assert_eq!(session.stamp().mappings, mappings);
+    assert_eq!(session.cut(&Quiet).unwrap().pause.gate, Gate::None);
+}
+
 /// T4: so does a mapping made by a 32-bit program, whose calls have other numbers.
 #[cfg(target_arch = "x86_64")]
 #[test]
