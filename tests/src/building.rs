@@ -17,6 +17,7 @@ pub fn request(dir: &Path, name: &str, format: Format, tree: &Path) -> Request {
     Request {
         parent: None,
         dictionaries: Vec::new(),
+        incremental: None,
         lowers: Vec::new(),
         upper: tree.to_owned(),
         cache_dir: dir.join("cache"),

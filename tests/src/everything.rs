@@ -83,12 +83,13 @@ pub fn node(path: &Path, kind: FileType, major: u32, minor: u32) -> Result<()> {
     Ok(())
 }
 
-/// Every kind of entry, name, attribute and time; sizes round the borders of blocks and of chunks up to 1 MiB.
-/// `acls`: with access control lists.
+/// What needs no privilege to make: files of sizes round the borders of blocks and of chunks up to 1 MiB, holes, links, odd names,
+/// attributes and times.
 ///
 /// # Errors
 /// The kernel's.
-pub fn everything(root: &Path, acls: bool) -> Result<()> {
+pub fn plain(root: &Path) -> Result<()> {
+    fs::create_dir_all(root)?;
     for size in
         [0usize, 1, 4095, 4096, 4097, 65535, 65536, 65537, 131_072, (1 << 20) - 1, 1 << 20, (1 << 20) + 1]
     {
@@ -109,10 +110,7 @@ pub fn everything(root: &Path, acls: bool) -> Result<()> {
     symlink("text", root.join("link"))?;
     symlink("x".repeat(4000), root.join("long-link"))?;
     symlink(OsStr::from_bytes(b"/nowhere/\xfe"), root.join("odd-link"))?;
-    node(&root.join("char"), FileType::CharacterDevice, 5, 300)?;
-    node(&root.join("block"), FileType::BlockDevice, 259, 70_000)?;
     node(&root.join("fifo"), FileType::Fifo, 0, 0)?;
-    node(&root.join("socket"), FileType::Socket, 0, 0)?;
 
     make(root, "empty-dir")?;
     let mut deep = root.to_owned();
@@ -125,28 +123,52 @@ pub fn everything(root: &Path, acls: bool) -> Result<()> {
     fs::write(linked.join("a"), noise(1, 70_000))?;
     fs::hard_link(linked.join("a"), linked.join("b"))?;
     fs::hard_link(linked.join("a"), root.join("c"))?;
-    fs::hard_link(root.join("link"), linked.join("link-too"))?;
 
     xattr(&root.join("text"), "user.large", &[b'v'; 3900])?;
     xattr(&root.join("size-1"), "user.b", b"2")?;
     xattr(&root.join("size-1"), "user.a", b"")?;
+    xattr(&root.join("empty-dir"), "user.dir", &[1; 200])?;
+    odd_times(root)
+}
+
+fn odd_times(root: &Path) -> Result<()> {
+    mtime(&root.join("same-b"), -1_000_000_000, 999_999_999)?;
+    mtime(&root.join("link"), 1, 5)?;
+    mtime(&root.join("empty-dir"), 4_000_000_000, 1)
+}
+
+/// Adds to a [`plain`] tree what needs root: owners, devices, a socket, set-id bits, attributes of every kind.
+///
+/// # Errors
+/// The kernel's.
+pub fn privileged(root: &Path) -> Result<()> {
+    node(&root.join("char"), FileType::CharacterDevice, 5, 300)?;
+    node(&root.join("block"), FileType::BlockDevice, 259, 70_000)?;
+    node(&root.join("socket"), FileType::Socket, 0, 0)?;
     xattr(&root.join("size-1"), "trusted.t", b"\0binary\xff")?;
     xattr(&root.join("link"), "trusted.on-a-link", b"1")?;
-    xattr(&root.join("empty-dir"), "user.dir", &[1; 200])?;
     // vfs_cap_data, revision 2: cap_net_raw, effective.
     let caps = [1u8, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     xattr(&root.join("size-4096"), "security.capability", &caps)?;
-    if acls {
-        give_acls(root)?;
-    }
-
     rustix::fs::chown(root.join("same-b"), Some(Uid::from_raw(4_000_000_000)), Some(Gid::from_raw(70_000)))?;
     fs::set_permissions(root.join("same-b"), fs::Permissions::from_mode(0o6755))?;
     fs::set_permissions(root.join("empty-dir"), fs::Permissions::from_mode(0o1777))?;
-    mtime(&root.join("same-b"), -1_000_000_000, 999_999_999)?;
-    mtime(&root.join("link"), 1, 5)?;
-    mtime(&root.join("empty-dir"), 4_000_000_000, 1)?;
-    Ok(())
+    odd_times(root)
+}
+
+/// Every kind of entry, name, attribute and time: [`plain`], [`privileged`], and several names of a link. `acls`: with access control
+/// lists.
+///
+/// # Errors
+/// The kernel's.
+pub fn everything(root: &Path, acls: bool) -> Result<()> {
+    plain(root)?;
+    fs::hard_link(root.join("link"), root.join("linked/link-too"))?;
+    privileged(root)?;
+    if acls {
+        give_acls(root)?;
+    }
+    odd_times(root)
 }
 
 fn give_acls(root: &Path) -> Result<()> {

@@ -8,14 +8,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 
-/// A tool from `$NYDUS_BIN` or the PATH, or `None` where it may be missing.
+/// A tool from `$NYDUS_BIN` or the PATH.
+#[must_use]
+pub fn find(name: &str) -> Option<PathBuf> {
+    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    dirs.chain(std::env::split_paths(&path)).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// A tool as [`find`] finds it, or `None` where it may be missing.
 ///
 /// # Errors
 /// When it is missing and must not be: in CI, and when `SNAPSHOT_REQUIRE_JUDGES` is set.
 pub fn judge(name: &str) -> Result<Option<PathBuf>> {
-    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = dirs.chain(std::env::split_paths(&path)).map(|d| d.join(name)).find(|p| p.is_file());
+    let found = find(name);
     if found.is_none() {
         let how = format!(
             "`{name}` is missing: cargo install nydus-rs --version 2.2.0 --locked, and set NYDUS_BIN"

@@ -13,6 +13,7 @@
 //! running   a demo container that is stopped whatever happens, and what can be asked of it
 //! listing   everything that can be known of a tree, to compare before and after
 //! images    a tree of everything, and images of it
+//! made      the image a command has made, beside what it was made of
 //! judges    Nydus' own tools
 //! building  how an image is built and compared
 //! everything a tree with every kind of entry, to compare images with
@@ -34,6 +35,7 @@ pub mod inmate;
 pub mod inside;
 pub mod judges;
 pub mod listing;
+pub mod made;
 pub mod raw;
 pub mod running;
 pub mod silent;

@@ -2,73 +2,15 @@
 //!
 //! The reference is a real overlay mount of the frozen upperdir over the container's lowers. Needs root; for the tools see `rafs_judges.rs`.
 
-use std::ffi::CString;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
 use anyhow::{Context, Result, ensure};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde_json::Value;
 use snapshot_engine::demo::Seed;
-use snapshot_engine::image::compare::compare;
-use snapshot_engine::image::mount::mount_files;
-use snapshot_tests::judges::{Verify, judge, serve};
+use snapshot_tests::judges::{self, Verify, judge, serve};
+use snapshot_tests::made::{Made, path};
 use snapshot_tests::running::Running;
 use snapshot_tests::{engine, host, root_or_skip};
 
 const INIT: &str = env!("CARGO_BIN_EXE_demo-init");
 const BUSY: &str = "log=2:medium,database=2:light,churn:light,write-tick";
-
-/// A mount that goes away with the test.
-struct Mount(PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
-/// What an image is made of and where it is, as the result says.
-struct Made {
-    bootstrap: PathBuf,
-    blobs: Vec<PathBuf>,
-    reference: Mount,
-}
-
-fn path(value: &Value) -> Result<PathBuf> {
-    Ok(value.as_str().with_context(|| format!("{value} is no path"))?.into())
-}
-
-fn make(dir: &Path, name: &str) -> Result<PathBuf> {
-    let path = dir.join(name);
-    fs::create_dir_all(&path)?;
-    Ok(path)
-}
-
-impl Made {
-    /// `frozen` over the demo's lowers, mounted in `dir`, and the image of a report.
-    fn new(demo: &Running, frozen: &Path, image: &Value, dir: &Path) -> Result<Made> {
-        let state = &demo.demo.state;
-        let lowers = (1..=state.lowers).rev().map(|n| state.layers.join(format!("lower{n}")));
-        let all: Vec<String> =
-            std::iter::once(frozen.to_owned()).chain(lowers).map(|p| p.display().to_string()).collect();
-        let options = CString::new(format!("lowerdir={}", all.join(":")))?;
-        let at = make(dir, "reference")?;
-        mount("overlay", &at, "overlay", MountFlags::RDONLY, Some(options.as_c_str()))?;
-        let reference = Mount(at);
-        let blobs = image["blobs"].as_array().context("no blobs")?.iter().map(path).collect::<Result<_>>()?;
-        Ok(Made { bootstrap: path(&image["bootstrap"])?, blobs, reference })
-    }
-
-    fn must_equal(&self, other: &Path) -> Result<()> {
-        let result = compare(&self.reference.0, other, 20)?;
-        let list: Vec<String> = result.differences.iter().map(ToString::to_string).collect();
-        ensure!(list.is_empty(), "{} entries compared, differences:\n{}", result.entries, list.join("\n"));
-        ensure!(result.entries > 200, "only {} entries compared", result.entries);
-        Ok(())
-    }
-}
 
 #[test]
 fn what_the_kernel_mounts_is_the_frozen_tree_over_its_lowers() -> Result<()> {
@@ -103,9 +45,7 @@ fn what_the_kernel_mounts_is_the_frozen_tree_over_its_lowers() -> Result<()> {
         ensure!(path(&result["new_upper_dir"])? == demo.demo.upper(), "{result:#}");
         let frozen = path(&result["old_upper_dir"])?;
         let made = Made::new(&demo, &frozen, &result["image"], dir.path())?;
-        let blobs: Vec<&Path> = made.blobs.iter().map(PathBuf::as_path).collect();
-        let image = mount_files(&made.bootstrap, &blobs, &make(dir.path(), "erofs")?)?;
-        made.must_equal(image.path()).with_context(|| format!("{result:#}"))?;
+        made.kernel_must_agree(dir.path()).with_context(|| format!("{result:#}"))?;
     }
     demo.goes_on()?;
     host::must_be_clean(&programs, dir.path())
@@ -140,9 +80,7 @@ fn what_the_background_completes_is_accepted_and_served_by_nydus() -> Result<()>
     let record = &status["record"];
     let made = Made::new(&demo, &path(&record["cut"]["old_upper_dir"])?, &record["image"], dir.path())?;
     if let Some(tool) = judge("nydus-image")? {
-        let out =
-            Command::new(tool).args(["check", "-B"]).arg(&made.bootstrap).stdin(Stdio::null()).output()?;
-        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        judges::check(&tool, &made.bootstrap)?;
     }
     if let Some(tool) = judge("nydusd")? {
         let served = serve(&tool, &made.bootstrap, &made.blobs, dir.path(), Verify::Nothing)?;

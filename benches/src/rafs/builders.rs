@@ -16,6 +16,8 @@ use snapshot_engine::model::chunk::{BlobIndex, ChunkSize, Format};
 use snapshot_engine::model::overlay::{self, Namespaces};
 use snapshot_engine::rafs;
 
+use super::incremental;
+
 /// Who builds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Builder {
@@ -26,6 +28,11 @@ pub enum Builder {
     },
     /// `nydus-image create` of this program.
     Nydus(PathBuf),
+    /// A whole image of a frozen tree by the engine, on the image that lies there, or with every file read.
+    Image {
+        /// Where the earlier image is.
+        earlier: Option<PathBuf>,
+    },
     /// All bytes read by io_uring, digested with BLAKE3 and written to one file, by as many threads as there are CPUs. It makes no image.
     Limit,
 }
@@ -35,6 +42,8 @@ impl fmt::Display for Builder {
         match self {
             Builder::Ours { workers: 0 } => f.write_str("ours"),
             Builder::Ours { workers } => write!(f, "ours with {workers}"),
+            Builder::Image { earlier: None } => f.write_str("whole image"),
+            Builder::Image { .. } => f.write_str("1 % changed"),
             Builder::Nydus(_) => f.write_str("nydus-image"),
             Builder::Limit => f.write_str("limit"),
         }
@@ -52,14 +61,6 @@ pub struct Cost {
     pub peak: u64,
     /// Bytes of what it wrote.
     pub stored: u64,
-}
-
-/// `nydus-image` from `$NYDUS_BIN` or the PATH.
-#[must_use]
-pub fn nydus_image() -> Option<PathBuf> {
-    let dirs = std::env::var_os("NYDUS_BIN").into_iter().map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    dirs.chain(std::env::split_paths(&path)).map(|dir| dir.join("nydus-image")).find(|path| path.is_file())
 }
 
 /// The first argument of this very program when it is to build.
@@ -90,11 +91,17 @@ impl Builder {
                 command.arg("--bootstrap").arg(out.join("image.boot")).arg(source);
                 command
             }
-            Builder::Ours { .. } | Builder::Limit => {
+            Builder::Ours { .. } | Builder::Limit | Builder::Image { .. } => {
                 let mut command = Command::new(std::env::current_exe()?);
-                let how =
-                    if let Builder::Ours { workers } = self { workers.to_string() } else { "limit".into() };
+                let how = match self {
+                    Builder::Ours { workers } => workers.to_string(),
+                    Builder::Image { .. } => "image".to_owned(),
+                    _ => "limit".to_owned(),
+                };
                 command.arg(ARGUMENT).args([source, out]).args([compressor, &how]);
+                if let Builder::Image { earlier: Some(earlier) } = self {
+                    command.arg(earlier);
+                }
                 command
             }
         };
@@ -156,19 +163,21 @@ pub fn build_if_asked() -> Result<bool> {
         return Ok(false);
     }
     let rest: Vec<OsString> = arguments.collect();
-    let [source, out, compressor, how] = rest.as_slice() else {
-        bail!("SOURCE OUT COMPRESSOR WORKERS|limit")
+    let [source, out, compressor, how, earlier @ ..] = rest.as_slice() else {
+        bail!("SOURCE OUT COMPRESSOR WORKERS|limit|image [EARLIER]")
     };
     let (source, out) = (Path::new(source), Path::new(out));
     let words = |word: &OsString| word.to_str().map(str::to_owned).context("no text");
     match words(how)?.as_str() {
         "limit" => limit(source, out)?,
+        "image" => incremental::make(source, out, &words(compressor)?, earlier.first().map(Path::new))?,
         workers => ours(source, out, &words(compressor)?, workers.parse()?)?,
     }
     Ok(true)
 }
 
-struct Silent;
+/// Tells nobody.
+pub(super) struct Silent;
 
 impl snapshot_engine::image::Progress for Silent {
     fn stage(&self, _: &str) {}
@@ -179,7 +188,7 @@ fn ours(source: &Path, out: &Path, compressor: &str, workers: usize) -> Result<(
     let format =
         Format { compressor: compressor.parse()?, chunk_size: ChunkSize::new(1 << 20)?, ..Format::default() };
     let options = Options { format, namespaces: Namespaces::Trusted, workers, sync: false };
-    let made = layer::convert(source, out, Known::default(), BlobIndex(0), options, &Silent)?;
+    let made = layer::convert(source, out, Known::default(), BlobIndex(0), options, None, &Silent)?;
     let tree = overlay::merge(None, [made.tree], Namespaces::Trusted)?;
     let blob = made.blob.map(|open| open.finish(options.sync)).transpose()?;
     let blobs: Vec<_> = blob.into_iter().map(|(blob, _)| blob).collect();

@@ -91,7 +91,7 @@ impl Shadow {
         } else {
             Body::Special
         };
-        self.know(ino, Known { young: young(&stat), stat, xattrs, body })
+        self.know(ino, Known { young: young(&stat), stat, xattrs, body, steady: false })
     }
 
     fn write(&self, ino: Ino, serial: u64, captured: &CapturedInode<'_>) -> Result<(), Error> {

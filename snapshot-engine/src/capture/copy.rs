@@ -69,6 +69,8 @@ pub(super) struct Job {
     pub(super) sync: bool,
     /// See `Known::young`.
     pub(super) young: bool,
+    /// See `Known::steady`.
+    pub(super) steady: bool,
 }
 
 /// Where copying failed.

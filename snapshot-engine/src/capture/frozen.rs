@@ -31,9 +31,11 @@ use rustix::io::Errno;
 
 use super::copy::data_name;
 use super::index::{Body, Index, Known};
+use super::settled::Recognised;
 use super::{Error, Shadow, metadata, private_dir};
 use crate::kernel::removal::remove_tree_at;
 use crate::model::dirty::Ino;
+use crate::model::identity::Settled;
 use crate::model::progress::Progress;
 
 /// The frozen upperdir: immutable from now on.
@@ -47,6 +49,9 @@ pub struct Frozen {
     pub bytes: u64,
     /// How long building it took, the syncing included.
     pub took: Duration,
+    /// Which of its files the next snapshot can recognise, where the upperdir's file system allows it. It holds only if a tracker watched
+    /// while the shadow was made: without one nobody knows who had them mapped.
+    pub settled: Option<Settled>,
 }
 
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
@@ -67,7 +72,7 @@ impl Plan<'_> {
 }
 
 /// The name of a flat object that has no data file: a link, device, FIFO or socket.
-fn object_name(ino: Ino, known: &Known) -> String {
+pub(super) fn object_name(ino: Ino, known: &Known) -> String {
     match known.body {
         Body::File { serial } => data_name(ino, serial),
         _ => format!("{}-object", ino.0),
@@ -85,11 +90,12 @@ impl Shadow {
         let started = Instant::now();
         progress.stage("freeze");
         let plan = self.plan(frozen)?;
-        let (tree, entries) = self.build(&plan, self.disk.data.as_fd(), "tree")?;
+        let (tree, entries, files) = self.build(&plan, self.disk.data.as_fd(), "tree")?;
         progress.stage("sync");
         rustix::fs::syncfs(&*self.disk.base).map_err(|e| Error::shadow("sync", &self.disk.path, e))?;
         self.publish(tree.as_fd(), frozen)?;
-        Ok(Frozen { path: frozen.into(), entries, bytes: plan.bytes(), took: started.elapsed() })
+        let settled = self.settled(frozen, files);
+        Ok(Frozen { path: frozen.into(), entries, bytes: plan.bytes(), took: started.elapsed(), settled })
     }
 
     /// Makes the same directory out of a copy of the content, and leaves the shadow as it is: for who looks at every cut of a session.
@@ -117,10 +123,10 @@ impl Shadow {
                     .map_err(|e| Error::shadow("copy", self.index.path(*ino), e))?;
             }
         }
-        let (tree, entries) = self.build(&plan, data.as_fd(), "replica-tree")?;
+        let (tree, entries, _) = self.build(&plan, data.as_fd(), "replica-tree")?;
         self.publish(tree.as_fd(), to)?;
         clear()?;
-        Ok(Frozen { path: to.into(), entries, bytes: plan.bytes(), took: started.elapsed() })
+        Ok(Frozen { path: to.into(), entries, bytes: plan.bytes(), took: started.elapsed(), settled: None })
     }
 
     /// Clones or copies a data file.
@@ -152,9 +158,15 @@ impl Shadow {
         Ok(Plan { order, objects })
     }
 
-    /// Steps 1 and 2, in the directory `name`; `data` has the content. Returns the directory and the number of names.
-    fn build(&self, plan: &Plan<'_>, data: BorrowedFd<'_>, name: &str) -> Result<(OwnedFd, u64), Error> {
-        self.objects(data, &plan.objects)?;
+    /// Steps 1 and 2, in the directory `name`; `data` has the content. Returns the directory, the number of names, and the files that can be
+    /// recognised later.
+    fn build(
+        &self,
+        plan: &Plan<'_>,
+        data: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<(OwnedFd, u64, Vec<Recognised>), Error> {
+        let files = self.objects(data, &plan.objects)?;
         let tree = private_dir(self.disk.base.as_fd(), name)
             .map_err(|e| Error::shadow("make", self.disk.shadow_path(name), e))?;
         let mut placed = HashMap::new();
@@ -162,7 +174,7 @@ impl Shadow {
         for ino in &plan.order {
             entries += self.directory(data, tree.as_fd(), *ino, &mut placed)?;
         }
-        Ok((tree, entries))
+        Ok((tree, entries, files))
     }
 
     /// The directories, each after all that are below it. Checks that the shape is a tree and that everything in it was read.
@@ -194,8 +206,8 @@ impl Shadow {
         Ok(order)
     }
 
-    /// Step 1: everything but directories, with its metadata, flat.
-    fn objects(&self, data: BorrowedFd<'_>, objects: &[(Ino, &Known)]) -> Result<(), Error> {
+    /// Step 1: everything but directories, with its metadata, flat. Returns the files that can be recognised later.
+    fn objects(&self, data: BorrowedFd<'_>, objects: &[(Ino, &Known)]) -> Result<Vec<Recognised>, Error> {
         let index = &self.index;
         let share = objects.len().div_ceil(self.options.threads.max(1)).max(64);
         std::thread::scope(|scope| {
@@ -203,15 +215,23 @@ impl Shadow {
                 .chunks(share)
                 .map(|part| {
                     scope.spawn(move || {
-                        part.iter().try_for_each(|(ino, known)| object(data, index, *ino, known))
+                        let mut files = Vec::new();
+                        for (ino, known) in part {
+                            object(data, index, *ino, known)?;
+                            files.extend(self.recognised(data, *ino, known)?);
+                        }
+                        Ok(files)
                     })
                 })
                 .collect();
-            threads.into_iter().try_for_each(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(Error::Threads { source: io::Error::other("a thread panicked") }))
-            })
+            let mut files = Vec::new();
+            for thread in threads {
+                let part = thread.join().unwrap_or_else(|_| {
+                    Err(Error::Threads { source: io::Error::other("a thread panicked") })
+                });
+                files.extend(part?);
+            }
+            Ok(files)
         })
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Known {
     /// (inode number, birth time) does not tell this inode from its successor: it was born in the tick in which it was read, or
     /// the file system keeps no birth times. Whatever is said to be dirty of it is then read whole.
     pub(super) young: bool,
+    /// Of a regular file: its content was read once and not again, and nobody had it mapped shared or under direct I/O then.
+    pub(super) steady: bool,
 }
 
 /// An inode number and everything that hangs on it.

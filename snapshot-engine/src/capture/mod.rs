@@ -23,6 +23,7 @@
 //! | `index`, `links` | the shape of the tree, and the names of its inodes |
 //! | `sweep` | the tree against the index (T6) |
 //! | `frozen`, `metadata` | building and publishing the frozen upperdir |
+//! | `settled` | which files the next snapshot will recognise |
 
 mod apply;
 mod clone;
@@ -34,6 +35,7 @@ mod index;
 mod links;
 mod metadata;
 mod rounds;
+mod settled;
 mod sweep;
 mod walk;
 
@@ -59,6 +61,7 @@ use copy::{Copier, data_name};
 use hot::Hot;
 use index::Index;
 use links::Links;
+use settled::Judge;
 use walk::Walker;
 
 /// The directory inside the work directory that is the shadow's alone.
@@ -75,12 +78,20 @@ pub struct ShadowOptions {
     pub hot: usize,
     /// Threads that copy content.
     pub threads: usize,
+    /// How long before the copy a file must have been left alone to be recognised in the next snapshot.
+    pub settled: Duration,
 }
 
 impl Default for ShadowOptions {
     fn default() -> ShadowOptions {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
-        ShadowOptions { max_entries: 16 << 20, max_attributes: 1 << 30, hot: 8192, threads }
+        ShadowOptions {
+            max_entries: 16 << 20,
+            max_attributes: 1 << 30,
+            hot: 8192,
+            threads,
+            settled: settled::SETTLED,
+        }
     }
 }
 
@@ -123,6 +134,8 @@ pub struct Shadow {
     identity: (u64, u64),
     same_file_system: bool,
     clones: bool,
+    /// Who may be recognised in the next snapshot; `None`: nobody.
+    judge: Option<Judge>,
     disk: Disk,
 }
 
@@ -146,6 +159,7 @@ impl Shadow {
         let copier =
             Copier::start(&disk.data, clones, options.threads).map_err(|source| Error::Threads { source })?;
         let ino = Ino(stat.ino);
+        let judge = Judge::new(&root, &stat, options.settled);
         Ok(Shadow {
             copier,
             hot: Hot::new(hot),
@@ -157,6 +171,7 @@ impl Shadow {
             identity: (stat.dev, stat.ino),
             same_file_system,
             clones,
+            judge,
             disk,
         })
     }

@@ -358,7 +358,7 @@ impl Shadow {
                 Body::Special
             };
             work.round.inodes += 1;
-            return self.know(ino, Known { stat, xattrs, body, young });
+            return self.know(ino, Known { stat, xattrs, body, young, steady: false });
         }
         // It was a regular file when `place` was opened, and an inode never changes its type.
         let source = beneath::reopen(place.as_fd()).map_err(|e| fail(self, "open", e))?;
@@ -380,7 +380,8 @@ impl Shadow {
         {
             self.hot.keep(ino, source);
             work.round.inodes += 1;
-            return self.know(ino, Known { stat, xattrs, body: Body::File { serial }, young });
+            let steady = self.index.known(ino).is_some_and(|known| known.steady);
+            return self.know(ino, Known { stat, xattrs, body: Body::File { serial }, young, steady });
         }
         // T4: take -> settle -> probe -> sync -> read. The copier syncs.
         let probe = watch.probe(source.as_fd(), matches!(plan, Plan::Whole));
@@ -394,7 +395,8 @@ impl Shadow {
             // Its bytes may land after we have read; the event is behind us already.
             work.late.insert(ino, Dirty { direct: true, ..dirty });
         }
-        let job = Job { ino, source, stat, xattrs, plan, serial, sync: probe.mapped, young };
+        let steady = self.index.known(ino).is_none() && !probe.mapped && !probe.direct_io;
+        let job = Job { ino, source, stat, xattrs, plan, serial, sync: probe.mapped, young, steady };
         if !self.copier.push(job) {
             return Err(Error::Threads { source: std::io::ErrorKind::BrokenPipe.into() });
         }
@@ -405,7 +407,7 @@ impl Shadow {
     /// Takes a finished copy into the index.
     fn commit(&mut self, work: &mut Work, done: Done) -> Result<(), Error> {
         work.outstanding -= 1;
-        let Job { ino, source, stat, xattrs, plan, serial, young, .. } = done.job;
+        let Job { ino, source, stat, xattrs, plan, serial, young, steady, .. } = done.job;
         let (bytes, cloned) = match done.result {
             Ok(moved) => moved,
             Err(fault) => {
@@ -427,7 +429,7 @@ impl Shadow {
         if !work.base {
             self.hot.keep(ino, source);
         }
-        self.know(ino, Known { stat, xattrs, body: Body::File { serial }, young })
+        self.know(ino, Known { stat, xattrs, body: Body::File { serial }, young, steady })
     }
 
     /// Waits for the copiers; returns the first error of those that were left.

@@ -267,6 +267,10 @@ pub(crate) struct How {
     /// more than once
     #[arg(long, value_name = "IMAGE")]
     chunk_dict: Vec<KnownImage>,
+    /// Read every file and refer to no earlier image. Otherwise files that have not changed since an earlier snapshot of the same container, made with
+    /// the same options in the same work directory, are taken over from its image
+    #[arg(long)]
+    full: bool,
     /// What may hold writers back during the cut: auto, none, fence, freezer
     #[arg(long, value_name = "GATE", default_value_t = GateChoice::Auto)]
     gate: GateChoice,
@@ -309,6 +313,7 @@ impl How {
             prefetch: self.prefetch,
             parent: self.parent,
             chunk_dict: self.chunk_dict,
+            full: self.full,
             gate: self.gate,
             tracker: self.tracker,
             max_pause: self.max_pause,

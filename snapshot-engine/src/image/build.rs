@@ -11,6 +11,7 @@ use crate::model::tree::{NodeId, Tree};
 use crate::rafs;
 
 use super::cache::Cache;
+use super::earlier::Incremental;
 use super::known::{self, Known};
 use super::layer::{self, Options};
 use super::oci::{self, ImageConfig, ManifestDigest, OciTarget};
@@ -24,6 +25,8 @@ pub struct Request {
     pub parent: Option<KnownImage>,
     /// Images whose chunks need not be stored again.
     pub dictionaries: Vec<KnownImage>,
+    /// Where the files of an earlier snapshot's image are known that need not be read again; `None`: all are read.
+    pub incremental: Option<Incremental>,
     /// Lower directories, the top one first, as in overlayfs' `lowerdir=`.
     pub lowers: Vec<PathBuf>,
     /// The frozen upperdir.
@@ -89,6 +92,8 @@ pub struct Image {
     pub deduplicated: u64,
     /// Bytes of the upper's files, before anything was found again or compressed.
     pub content_bytes: u64,
+    /// Bytes of those files that an earlier image had, and that were not read.
+    pub taken_over_bytes: u64,
     /// Bytes of the blob written for the upper.
     pub stored_bytes: u64,
     /// Lowers that were in the cache.
@@ -133,9 +138,20 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
         cached_lowers += usize::from(cached.hit);
         stack.add_lower(cached)?;
     }
+    // Lowers will be found again by themselves, what follows would not.
+    let first = stack.blobs.len();
     for image in &request.dictionaries {
         let Known { blobs, paths, .. } = known(image)?;
         stack.add_blobs(blobs, paths)?;
+    }
+    let settled = request.incremental.as_ref().and_then(|own| own.settled(&request.upper));
+    let earlier = request
+        .incremental
+        .as_ref()
+        .zip(settled.as_ref())
+        .and_then(|(own, settled)| own.load(settled, request.format, &[&store, &cache.blobs()]));
+    if let Some(earlier) = &earlier {
+        stack.add_missing(&earlier.blobs)?;
     }
     timings.lowers = start.elapsed();
 
@@ -144,8 +160,9 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let own = stack.next()?;
     let known = std::mem::take(&mut stack.chunks);
     let options = Options { format: request.format, ..options };
-    let upper = layer::convert(&request.upper, &blob_dir, known, own, options, progress)?;
-    let (deduplicated, content_bytes) = (upper.saved, upper.content);
+    let upper = layer::convert(&request.upper, &blob_dir, known, own, options, earlier.as_ref(), progress)?;
+    let (deduplicated, content_bytes, taken_over_bytes) = (upper.saved, upper.content, upper.taken_over);
+    let files = settled.as_ref().map(|settled| upper.chunks(|ino| settled.files.contains_key(&ino)));
     stack.add_tree(upper.tree);
     timings.upper = start.elapsed();
 
@@ -176,6 +193,13 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let care = oci::Care { sync: request.sync, verify: request.resumed };
     let content = oci::Content { bootstrap: &boot.bytes, version: request.format.version, blobs: &layers };
     let manifest = oci::write(&request.target, content, &request.config, request.created, care)?;
+    if let (Some(own), Some(settled), Some(files)) = (&request.incremental, settled, files) {
+        let used: Vec<_> = (boot.blobs.iter().zip(&blobs))
+            .filter(|(index, _)| usize::from(index.0) >= first)
+            .filter_map(|(index, at)| Some((stack.blobs.get(usize::from(index.0))?, at)))
+            .collect();
+        own.remember(settled, request.format, &files, &stack.blobs, &used, request.sync);
+    }
     timings.oci = start.elapsed();
     Ok(Image {
         manifest,
@@ -188,6 +212,7 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
         chunks: boot.chunks,
         deduplicated,
         content_bytes,
+        taken_over_bytes,
         stored_bytes,
         cached_lowers,
         timings,

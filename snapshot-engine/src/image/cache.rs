@@ -23,12 +23,11 @@ use crate::model::chunk::{BlobIndex, Format};
 use crate::model::overlay::Namespaces;
 
 use super::layer::{self, Layer, Options};
+use super::sealed::{self, Magic};
 use super::{ImageError, Progress};
 
 /// First bytes of an entry; the number is the version of everything after it.
-const MAGIC: &[u8; 16] = b"snapshot-layer 2";
-/// Magic and checksum.
-const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
+const MAGIC: &Magic = b"snapshot-layer 2";
 
 /// A directory of converted lowers.
 #[derive(Debug, Clone)]
@@ -99,23 +98,17 @@ impl Cache {
         if let Some(cached) = self.load(&entry, options) {
             return Ok(cached);
         }
-        let new = layer::convert(lower, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
+        let new = layer::convert(lower, &self.blobs(), Known::new(), BlobIndex(0), options, None, progress)?;
         let (blob, blob_path) = new.blob.map(|open| open.finish(options.sync)).transpose()?.unzip();
         let layer = Layer { tree: new.tree, blob };
-        self.store(&entry, &layer, options.sync).map_err(ImageError::io("write the cache entry", &entry))?;
+        sealed::write(&entry, MAGIC, &layer, options.sync)
+            .map_err(ImageError::io("write the cache entry", &entry))?;
         Ok(Cached { layer, blob_path, hit: false })
     }
 
     /// An entry, if it is whole, and its blob too. The blob's bytes are not hashed, only its length is compared.
     fn load(&self, entry: &Path, options: Options) -> Option<Cached> {
-        let bytes = std::fs::read(entry).ok()?;
-        let (head, body) = bytes.split_at_checked(HEAD)?;
-        let checksum = head.strip_prefix(MAGIC)?;
-        if blake3::hash(body).as_bytes() != checksum {
-            tracing::warn!(entry = %entry.display(), "damaged cache entry: converting the layer again");
-            return None;
-        }
-        let layer: Layer = postcard::from_bytes(body).ok()?;
+        let layer: Layer = sealed::read(entry, MAGIC)?;
         layer.tree.check().ok()?;
         let blob_path = match &layer.blob {
             None => None,
@@ -130,14 +123,6 @@ impl Cache {
             }
         };
         Some(Cached { layer, blob_path, hit: true })
-    }
-
-    fn store(&self, entry: &Path, layer: &Layer, sync: bool) -> io::Result<()> {
-        let body = postcard::to_stdvec(layer).map_err(io::Error::other)?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(blake3::hash(&body).as_bytes());
-        bytes.extend_from_slice(&body);
-        super::write_atomically(entry, &bytes, sync)
     }
 }
 
@@ -174,6 +159,7 @@ fn key(lower: &Path, options: Options) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::image::Quiet;
+    use crate::image::sealed::HEAD;
 
     fn options() -> Options {
         Options { format: Default::default(), namespaces: Namespaces::Both, workers: 2, sync: false }

@@ -8,8 +8,9 @@ use crate::chunk::blob::{Known, OpenBlob};
 use crate::chunk::convert::{self, Job};
 use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
 use crate::model::overlay::Namespaces;
-use crate::model::tree::{Kind, Tree};
+use crate::model::tree::{Kind, NodeId, Tree};
 
+use super::earlier::Earlier;
 use super::{ImageError, Progress, walk};
 
 /// A converted directory. Overlayfs' marks are still on it.
@@ -43,12 +44,29 @@ pub struct Conversion {
     pub blob: Option<OpenBlob>,
     /// Raw bytes that were found again and not stored.
     pub saved: u64,
-    /// Bytes of all files read.
+    /// Bytes of all files.
     pub content: u64,
+    /// Bytes of those that were taken over from an earlier image, unread.
+    pub taken_over: u64,
+    /// The node of every file with content, by its inode number.
+    pub files: Vec<(u64, NodeId)>,
+}
+
+impl Conversion {
+    /// The chunks of files that are wanted, by inode number.
+    pub(super) fn chunks(&self, wanted: impl Fn(u64) -> bool) -> Vec<(u64, Vec<ChunkRef>)> {
+        let files = self.files.iter().filter(|(ino, _)| wanted(*ino));
+        files
+            .filter_map(|(ino, node)| match &self.tree.get(*node)?.kind {
+                Kind::File(content) => Some((*ino, content.chunks.clone())),
+                _ => None,
+            })
+            .collect()
+    }
 }
 
 /// Converts the tree at `dir`. Chunks in `known` are referred to, new ones go into a blob in `blob_dir` that the tree calls
-/// `own`.
+/// `own`. Files that `earlier` has, with all their chunks in `known`, are not read.
 ///
 /// # Errors
 /// When the tree cannot be read, changes meanwhile, or the blob cannot be written; then no blob is left behind.
@@ -58,16 +76,34 @@ pub fn convert(
     known: Known,
     own: BlobIndex,
     options: Options,
+    earlier: Option<&Earlier>,
     progress: &dyn Progress,
 ) -> Result<Conversion, ImageError> {
     let walked = walk::walk(dir, options.format.chunk_size, options.namespaces, options.workers)?;
-    let total: u64 = walked.sources.iter().map(|s| s.size).sum();
+    let mut tree = walked.tree;
+    let mut fill = |id: NodeId, chunks| {
+        if let Some(Kind::File(content)) = tree.get_mut(id).map(|node| &mut node.kind) {
+            content.chunks = chunks;
+        }
+    };
+    let files: Vec<_> = walked.sources.iter().map(|source| source.ino).zip(walked.nodes).collect();
+    let (mut to_read, mut nodes, mut taken_over) = (Vec::new(), Vec::new(), 0);
+    for (source, (_, node)) in walked.sources.into_iter().zip(&files) {
+        if let Some(chunks) = earlier.and_then(|earlier| earlier.content(&source, &known)) {
+            taken_over += source.size;
+            fill(*node, chunks);
+        } else {
+            to_read.push(source);
+            nodes.push(*node);
+        }
+    }
+    let total: u64 = to_read.iter().map(|s| s.size).sum();
     let done = std::sync::atomic::AtomicU64::new(0);
     progress.advance(0, total);
     let job = Job {
         root: &walked.root,
         dirs: &walked.dirs,
-        files: &walked.sources,
+        files: &to_read,
         format: options.format,
         known,
         own,
@@ -78,13 +114,17 @@ pub fn convert(
         let before = done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
         progress.advance(before + bytes, total);
     })?;
-    let mut tree = walked.tree;
-    for (id, chunks) in walked.nodes.iter().zip(converted.contents) {
-        if let Some(Kind::File(content)) = tree.get_mut(*id).map(|node| &mut node.kind) {
-            content.chunks = chunks;
-        }
+    for (id, chunks) in nodes.into_iter().zip(converted.contents) {
+        fill(id, chunks);
     }
-    Ok(Conversion { tree, blob: converted.blob, saved: converted.saved, content: total })
+    Ok(Conversion {
+        tree,
+        blob: converted.blob,
+        saved: converted.saved + taken_over,
+        content: total + taken_over,
+        taken_over,
+        files,
+    })
 }
 
 /// Changes every chunk reference of a tree.

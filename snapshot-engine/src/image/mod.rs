@@ -7,15 +7,17 @@
 //! ```
 //!
 //! Lowers never change, so what they become is kept by identity and options. The upper's chunks are looked for in all lowers'
-//! blobs first. [`build::build`] walks the whole way.
+//! blobs first, and in those of the image that an earlier snapshot of the same upperdir became ([`earlier`]). [`build::build`] walks the whole way.
 
 pub mod build;
 pub mod cache;
 pub mod compare;
+pub mod earlier;
 pub mod known;
 pub mod layer;
 pub mod mount;
 pub mod oci;
+mod sealed;
 mod stack;
 mod walk;
 

@@ -59,6 +59,16 @@ impl Stack {
         Ok(())
     }
 
+    /// Adds those blobs that are not there yet.
+    pub(super) fn add_missing(&mut self, blobs: &[(Blob, PathBuf)]) -> Result<(), ImageError> {
+        for (blob, path) in blobs {
+            if self.blobs.iter().all(|have| have.id != blob.id) {
+                self.add_blobs(vec![blob.clone()], vec![Some(path.clone())])?;
+            }
+        }
+        Ok(())
+    }
+
     fn learn(&mut self, blob: &Blob, own: BlobIndex) {
         for (index, chunk) in blob.chunks.iter().enumerate() {
             let name = ChunkRef { blob: own, index: index as u32 };

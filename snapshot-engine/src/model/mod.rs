@@ -5,6 +5,7 @@ pub mod chunk;
 pub mod dirty;
 pub mod fault;
 pub mod format;
+pub mod identity;
 pub mod inode;
 pub mod nanos;
 pub mod options;

@@ -189,6 +189,9 @@ pub struct CommitOptions {
     /// Images whose chunks are referred to and not stored again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chunk_dict: Vec<KnownImage>,
+    /// Read every file, and refer to no blob of an earlier snapshot of the same container.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub full: bool,
     /// Which gate may be used.
     pub gate: GateChoice,
     /// Whether the tracker is used.
@@ -226,6 +229,7 @@ impl Default for CommitOptions {
             prefetch: Vec::new(),
             parent: None,
             chunk_dict: Vec::new(),
+            full: false,
             gate: GateChoice::Auto,
             tracker: TrackerChoice::Auto,
             max_pause: Nanos(1_000_000),
@@ -261,6 +265,7 @@ impl CommitOptions {
         prefetch: Vec<PathBuf>,
         parent: Option<KnownImage>,
         chunk_dict: Vec<KnownImage>,
+        full: bool,
         gate: GateChoice,
         tracker: TrackerChoice,
         max_pause: Nanos,

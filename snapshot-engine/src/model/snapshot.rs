@@ -148,6 +148,9 @@ pub struct ImageReport {
     pub chunks: u64,
     /// Bytes of file content before deduplication and compression.
     pub content_bytes: u64,
+    /// Bytes of those files that an earlier snapshot's image had, and that were not read; absent in records of engines that read all.
+    #[serde(default)]
+    pub taken_over_bytes: u64,
     /// Bytes of the blobs written.
     pub stored_bytes: u64,
     /// Time by stage.

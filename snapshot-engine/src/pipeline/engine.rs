@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::earlier::SETTLED;
 use super::progress::{Progress, Stage};
 use super::session::{Made, Session};
 use super::stages::{CutRequest, Stages};
 use super::{Error, still, stopped};
 use crate::container::{self, Config, Found, ImageRef, Places, Stopped, Target};
 use crate::freeze::attempt::Policy;
+use crate::image::earlier;
 use crate::model::fault::{Class, class_of_io};
 use crate::model::nanos::Nanos;
 use crate::model::options::TrackerChoice;
@@ -112,6 +114,12 @@ impl Stages for Engine {
             clock.lap(Stage::Window);
             let backend = session.backend();
             let frozen = session.freeze(&request.frozen(), progress)?;
+            // Only here: without a tracker nobody knows whose pages could be stored to.
+            if let Some(settled) = &frozen.settled
+                && let Err(error) = earlier::record(&request.directory.join(SETTLED), settled)
+            {
+                tracing::warn!(%error, "the next snapshot will read everything");
+            }
             (frozen, tracked_pause(&made), backend)
         };
         clock.lap(Stage::Freeze);

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::Error;
 use super::progress::{Progress, Stage};
+use super::{Error, earlier};
 use crate::container::Config;
 use crate::image::build::{Request, build as build_image};
 use crate::image::oci::{ImageConfig, OciTarget};
@@ -70,6 +70,7 @@ pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageRep
         entries: built.files,
         chunks: built.chunks,
         content_bytes: built.content_bytes,
+        taken_over_bytes: built.taken_over_bytes,
         stored_bytes: built.stored_bytes,
         timings: timings.to_vec(),
     })
@@ -88,6 +89,7 @@ fn request(record: &Record) -> Result<Request, Error> {
         lowers: if options.parent.is_some() { Vec::new() } else { facts.lowers.clone() },
         parent: options.parent.clone(),
         dictionaries: options.chunk_dict.clone(),
+        incremental: Some(earlier::choose(record, &snapshot)),
         upper,
         cache_dir,
         work_dir: snapshot.join("image"),

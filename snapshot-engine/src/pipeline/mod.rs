@@ -13,6 +13,7 @@
 mod attach;
 pub mod background;
 pub mod commit;
+mod earlier;
 mod engine;
 mod error;
 mod image;
