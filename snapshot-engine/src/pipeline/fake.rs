@@ -72,6 +72,7 @@ pub(crate) fn sample_image() -> ImageReport {
         blobs: vec!["/layout/blobs/sha256/02".into()],
         entries: 7,
         chunks: 5,
+        taken_over_bytes: 0,
         content_bytes: 9000,
         stored_bytes: 4000,
         timings: vec![],
