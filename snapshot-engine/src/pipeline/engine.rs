@@ -8,6 +8,7 @@ use super::stages::{CutRequest, Stages};
 use super::{Error, still, stopped};
 use crate::container::{self, Config, Found, ImageRef, Places, Stopped, Target};
 use crate::freeze::attempt::Policy;
+use crate::model::access::{Delivery, Login};
 use crate::model::fault::{Class, class_of_io};
 use crate::model::nanos::Nanos;
 use crate::model::options::TrackerChoice;
@@ -20,12 +21,14 @@ use crate::store::Record;
 pub struct Engine {
     /// Where containers are looked for.
     pub places: Places,
+    /// Who we are at the target's registry; `None` to look into the configuration of docker and podman.
+    pub login: Option<Login>,
 }
 
 impl Default for Engine {
     /// At the usual places.
     fn default() -> Engine {
-        Engine { places: Places::usual(None) }
+        Engine { places: Places::usual(None), login: None }
     }
 }
 
@@ -132,6 +135,10 @@ impl Stages for Engine {
 
     fn image(&self, record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
         super::image::build(record, progress)
+    }
+
+    fn deliver(&self, record: &Record, progress: &dyn Progress) -> Result<Delivery, Error> {
+        super::deliver::deliver(record, self.login.as_ref(), progress)
     }
 }
 
