@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! container -> track -> capture (pre-copy rounds) -> freeze { gate, drain, capture, validate }
-//!           -> capture::frozen -> chunk -> rafs -> image -> store, telemetry
+//!           -> capture::frozen -> chunk -> rafs -> image -> deliver -> store, telemetry
 //! ```
 //!
 //! `model`, `rafs` and the arithmetic of `chunk` do no I/O. `unsafe` and raw system calls live in
@@ -14,6 +14,7 @@ pub mod bench;
 pub mod capture;
 pub mod chunk;
 pub mod container;
+pub mod deliver;
 pub mod demo;
 pub mod freeze;
 pub mod image;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::model::access::Delivery;
 use crate::model::nanos::{Nanos, Span};
 use crate::model::options::CommitOptions;
 use crate::model::paths;
@@ -58,6 +59,9 @@ pub struct SnapshotResult {
     pub tracker_misses: u64,
     /// The image, once it is complete.
     pub image: Option<ImageReport>,
+    /// What delivering it came to, where the target is no OCI layout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
     /// Time by stage.
     pub timings: Vec<StageTime>,
 }
@@ -87,6 +91,7 @@ impl SnapshotResult {
             tracker: record.cut.tracker,
             tracker_misses: pause.tracker_misses,
             image: record.image.clone(),
+            delivery: record.delivery.clone(),
             timings: record.cut.timings.iter().chain(image).cloned().collect(),
         }
     }
@@ -131,7 +136,7 @@ impl SeamlessSnapshot {
         SeamlessSnapshot { options, stages }
     }
 
-    /// Makes the cut of a container (`NAME`, or `pid:N`) and begins with its image for `target` (`oci:DIR:TAG`). Returns once the frozen upperdir is durable.
+    /// Makes the cut of a container (`NAME`, or `pid:N`) and begins with its image for `target` (`oci:DIR:TAG`, `REGISTRY/REPOSITORY:TAG` ..). Returns once the frozen upperdir is durable.
     ///
     /// # Errors
     /// On error no snapshot was made, and the container runs as before.

@@ -34,7 +34,9 @@ fn wrong_arguments_exit_with_2_and_say_the_remedy() {
         &["nonsense"],
         &["commit", "web"],
         &["commit", "web", "docker://host/app:1"],
-        &["commit", "web", "registry.example.com/app:1"],
+        &["commit", "web", "registry.example.com/app"],
+        &["commit", "web", "docker-daemon:web"],
+        &["commit", "web", "oci:/i:t", "--tls-key", "/key.pem"],
         &["commit", "../web", "oci:/i:t"],
         &["commit", "web", "oci:/i:t", "--max-pause", "soon"],
         &["commit", "web", "oci:/i:t", "--fs-version", "4"],
@@ -45,7 +47,7 @@ fn wrong_arguments_exit_with_2_and_say_the_remedy() {
         assert!(out.stdout.is_empty(), "{args:?}");
     }
     let out = run(&["commit", "web", "docker://user:secret@host/app:1"]);
-    assert!(text(&out.stderr).contains("help: targets have the form oci:DIR:TAG"), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("--password-stdin"), "{}", text(&out.stderr));
     let out = run(&["commit", "web", "oci:/i:t", "--fs-version", "4", "--output", "json"]);
     assert!(text(&out.stderr).contains("\"exit_code\": 2"), "{}", text(&out.stderr));
     let out = run(&["commit", "web", "nowhere", "--output=json"]);

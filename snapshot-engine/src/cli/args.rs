@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use snapshot_engine::model::access::Access;
 use snapshot_engine::model::base::KnownImage;
 use snapshot_engine::model::format::{BlobLayout, Compressor, Digester};
 use snapshot_engine::model::nanos::Nanos;
@@ -11,6 +12,7 @@ use snapshot_engine::model::options::{CommitOptions, GateChoice, TrackerChoice, 
 use snapshot_engine::model::reference::ContainerRef;
 use snapshot_engine::model::target::ImageTarget;
 
+use super::reach::Reach;
 use super::runtimes::Runtimes;
 
 /// Snapshots of running containers, cut in microseconds.
@@ -61,12 +63,15 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  \
         snapshot-engine seamless-commit --container web --target oci:/var/lib/images:web-1\n  \
         snapshot-engine seamless-commit --container docker://web --target oci:/var/lib/images:web-2\n  \
+        snapshot-engine seamless-commit --container web --target registry.example.com/team/web:1 --wait\n  \
         snapshot-engine seamless-commit --pid 4711 --target oci:images:db --wait --compressor none\n  \
         snapshot-engine seamless-commit --container db --target oci:images:db --gate fence --max-pause 100us --output json")]
     SeamlessCommit(SeamlessCommit),
     /// The same in short: commit CONTAINER TARGET
     #[command(after_help = "Examples:\n  \
         snapshot-engine commit web oci:/var/lib/images:web-1\n  \
+        snapshot-engine commit web localhost:5000/web:1 --target-insecure --wait\n  \
+        snapshot-engine commit web oci-archive:web.tar:web-1 --wait\n  \
         snapshot-engine commit pid:4711 oci:images:db --wait")]
     Commit(Commit),
     /// List the containers of all runtimes, and what a snapshot of each would be like
@@ -90,10 +95,11 @@ pub(crate) enum Command {
         snapshot-engine list --work-dir /var/lib/snapshots --output json"
     )]
     List(Place),
-    /// Finish the image of an interrupted or failed snapshot
+    /// Finish the image of an interrupted or failed snapshot, and its delivery
     #[command(after_help = "Examples:\n  \
         snapshot-engine resume 17528575\n  \
-        snapshot-engine resume snapshot-1752857512540089368 --wait")]
+        snapshot-engine resume snapshot-1752857512540089368 --wait\n  \
+        snapshot-engine resume 17528575 --wait --username me --password-stdin < password")]
     Resume(Resume),
     /// Remove a snapshot and its frozen upperdir; its image stays
     #[command(
@@ -164,6 +170,8 @@ pub(crate) struct Resume {
     /// Make the image in this process and show the progress
     #[arg(long)]
     pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
 }
 
 #[derive(Debug, Args)]
@@ -189,7 +197,7 @@ pub(crate) struct SeamlessCommit {
     /// Any process of the container, instead of --container
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
-    /// Where the image goes: oci:DIR:TAG, an OCI image layout
+    /// Where the image goes: oci:DIR:TAG, REGISTRY/REPOSITORY:TAG, oci-archive:FILE[:TAG], dir:DIR, docker-daemon:NAME:TAG, containerd:NAMESPACE/NAME:TAG
     #[arg(long, value_name = "TARGET")]
     target: ImageTarget,
     #[command(flatten)]
@@ -201,7 +209,7 @@ pub(crate) struct Commit {
     /// The container: its name, id or a beginning of the id, at any runtime or at one (docker://NAME), or pid:N for any process of it
     #[arg(value_name = "CONTAINER")]
     container: ContainerRef,
-    /// Where the image goes: oci:DIR:TAG, an OCI image layout
+    /// Where the image goes: oci:DIR:TAG, REGISTRY/REPOSITORY:TAG, oci-archive:FILE[:TAG], dir:DIR, docker-daemon:NAME:TAG, containerd:NAMESPACE/NAME:TAG
     #[arg(value_name = "TARGET")]
     target: ImageTarget,
     #[command(flatten)]
@@ -216,6 +224,7 @@ pub(crate) struct Wanted {
     pub(crate) wait: bool,
     pub(crate) options: CommitOptions,
     pub(crate) runtimes: Runtimes,
+    pub(crate) reach: Reach,
 }
 
 impl From<SeamlessCommit> for Wanted {
@@ -241,6 +250,8 @@ pub(crate) struct How {
     place: Place,
     #[command(flatten)]
     runtimes: Runtimes,
+    #[command(flatten)]
+    reach: Reach,
     /// RAFS version of the image: 6, or 5 for readers of old
     #[arg(long, value_name = "5|6", default_value_t = 6)]
     fs_version: u32,
@@ -323,7 +334,8 @@ impl How {
             keep_frozen: self.keep_frozen,
             message: self.message,
             author: self.author,
+            access: self.reach.access(Access::default()),
         };
-        Wanted { container, target, wait: self.wait, options, runtimes: self.runtimes }
+        Wanted { container, target, wait: self.wait, options, runtimes: self.runtimes, reach: self.reach }
     }
 }

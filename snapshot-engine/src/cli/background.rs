@@ -11,5 +11,7 @@ pub(super) fn run(args: &OneSnapshot) -> Result {
     signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
     let store: Store = status::existing(&args.place, &args.id)?;
     let id = store.find(&args.id)?;
-    Ok(background::run(&Engine::default(), &store, id)?)
+    // Taken before anything is said where it came from.
+    let login = background::login().map_err(|e| Error::File("/dev/stdout".into(), e))?;
+    Ok(background::run(&Engine { login, ..Engine::default() }, &store, id)?)
 }

@@ -12,6 +12,7 @@ use snapshot_engine::pipeline::{Engine, background};
 use super::args::Wanted;
 use super::out::{Out, printable};
 use super::progress::Bar;
+use super::reach::daemons;
 use super::{Error, Result};
 
 pub(super) const COMPLETED: &str = "Background processing completed successfully.\n";
@@ -21,8 +22,9 @@ pub(super) fn run(wanted: Wanted, out: &Out, quiet: bool) -> Result {
     signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
     let bar = Bar::new(!quiet && !out.is_json());
     let progress = UntilSignal(&bar);
-    let Wanted { container, target, wait, options, runtimes } = wanted;
-    let engine = Engine { places: runtimes.places() };
+    let Wanted { container, target, wait, mut options, runtimes, reach } = wanted;
+    let engine = Engine { places: runtimes.places(), login: reach.login()? };
+    options.access = daemons(options.access, &target, &engine.places);
     let request = CommitRequest { container, target, options };
     let mut claimed = commit::cut(&engine, request, &progress)?;
     bar.clear();
@@ -33,7 +35,7 @@ pub(super) fn run(wanted: Wanted, out: &Out, quiet: bool) -> Result {
         drop(bar);
         out.result(COMPLETED, &SnapshotResult::new(&record, began.elapsed()))
     } else {
-        background::launch(claimed)?;
+        background::launch(claimed, engine.login.as_ref())?;
         out.result(&text(&result), &result)
     }
 }

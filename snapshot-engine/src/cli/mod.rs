@@ -21,6 +21,7 @@ mod man;
 mod out;
 mod progress;
 mod ps;
+mod reach;
 mod remove;
 mod resume;
 mod runtimes;
@@ -52,6 +53,10 @@ pub(crate) enum Error {
     Output(#[source] std::io::Error),
     #[error("cannot write {}", .0.display())]
     File(std::path::PathBuf, #[source] std::io::Error),
+    #[error("the credentials for the registry are half given: the {0} is missing")]
+    HalfALogin(&'static str),
+    #[error("the image of this snapshot is at {0} and no longer here")]
+    Elsewhere(String),
     #[error("cannot make JSON of the result")]
     Json(#[from] serde_json::Error),
 }
@@ -60,7 +65,18 @@ impl Fault for Error {
     fn class(&self) -> snapshot_engine::model::fault::Class {
         match self {
             Error::Output(e) | Error::File(_, e) => snapshot_engine::model::fault::class_of_io(e),
-            Error::Json(_) => snapshot_engine::model::fault::Class::General,
+            Error::HalfALogin(_) => snapshot_engine::model::fault::Class::Arguments,
+            Error::Elsewhere(_) | Error::Json(_) => snapshot_engine::model::fault::Class::General,
+        }
+    }
+
+    fn remedy(&self) -> Option<String> {
+        match self {
+            Error::HalfALogin(_) => {
+                Some("give --username NAME with --password-stdin, or with SNAPSHOT_ENGINE_PASSWORD".into())
+            }
+            Error::Elsewhere(_) => Some("copy it into an OCI layout (`skopeo copy`), and name that".into()),
+            _ => None,
         }
     }
 }

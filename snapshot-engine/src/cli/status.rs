@@ -44,6 +44,9 @@ fn text(status: &SnapshotStatus) -> String {
     if let Some(image) = &record.image {
         let _ = writeln!(text, "  Manifest: {}", image.manifest);
     }
+    if let Some(delivery) = &record.delivery {
+        let _ = writeln!(text, "  Delivered: {delivery}");
+    }
     if let Some(failure) = &status.failure {
         let _ = writeln!(text, "  Error: {}", printable(&failure.message));
         if let Some(remedy) = &failure.remedy {

@@ -1,5 +1,6 @@
 //! The vocabulary the stages share: plain values, no I/O.
 
+pub mod access;
 pub mod base;
 pub mod chunk;
 pub mod dirty;
@@ -15,6 +16,7 @@ pub mod pid;
 pub mod progress;
 pub mod reference;
 pub mod residual;
+pub mod rfc3339;
 pub mod snapshot;
 pub mod target;
 pub mod tree;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::Access;
 use super::base::KnownImage;
 use super::fault::{Class, Fault};
 use super::format::{BlobLayout, ChunkSize, Compressor, Digester, Format, FsVersion};
@@ -210,6 +211,9 @@ pub struct CommitOptions {
     pub message: Option<String>,
     /// Who made the image.
     pub author: Option<String>,
+    /// How the target is reached.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub access: Access,
 }
 
 /// What is as it always was is not written: records of before and after an option came are the same.
@@ -239,6 +243,7 @@ impl Default for CommitOptions {
             keep_frozen: true,
             message: None,
             author: None,
+            access: Access::default(),
         }
     }
 }
@@ -275,6 +280,7 @@ impl CommitOptions {
         keep_frozen: bool,
         message: Option<String>,
         author: Option<String>,
+        access: Access,
     }
 
     /// How the image is to be written.

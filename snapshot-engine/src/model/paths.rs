@@ -66,6 +66,27 @@ pub mod list {
     }
 }
 
+/// For `#[serde(with = "paths::option")]` on a path that may be missing.
+pub mod option {
+    use super::{Deserialize, Deserializer, Form, PathBuf, Serialize, Serializer};
+
+    /// See [`super::serialize`].
+    ///
+    /// # Errors
+    /// As the serializer's.
+    pub fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_deref().map(Form::of).serialize(serializer)
+    }
+
+    /// See [`super::deserialize`].
+    ///
+    /// # Errors
+    /// As the deserializer's.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+        Ok(Option::<Form>::deserialize(deserializer)?.map(Form::into_path))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

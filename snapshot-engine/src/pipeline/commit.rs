@@ -1,15 +1,17 @@
 //! The two halves of a commit: [`cut`], after which the snapshot outlives us, and [`finish`], which can be repeated.
 
+use std::path::Path;
 use std::time::Instant;
 
-use super::progress::{Progress, Recorded};
+use super::progress::{Progress, Recorded, Stage};
 use super::stages::{CutRequest, Stages};
-use super::{Error, preflight};
+use super::{Error, deliver, preflight};
 use crate::model::nanos::Nanos;
 use crate::model::options::CommitOptions;
 use crate::model::reference::ContainerRef;
+use crate::model::snapshot::StageTime;
 use crate::model::target::ImageTarget;
-use crate::store::{Claimed, Record, SCHEMA_VERSION, State, Store, pauses};
+use crate::store::{Claimed, Record, State, Store, pauses, version_for};
 
 /// What a commit needs to know.
 #[derive(Debug, Clone)]
@@ -32,13 +34,14 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     let CommitRequest { container, target, options } = request;
     options.validate()?;
     preflight::privileges()?;
-    let target = target
-        .clone()
-        .absolute()
-        .map_err(|source| Error::TargetUnusable { path: target.directory().to_owned(), source })?;
+    let target = target.clone().absolute().map_err(|source| Error::TargetUnusable {
+        path: target.path().unwrap_or(Path::new("")).to_owned(),
+        source,
+    })?;
     let store = Store::open(&options.work_dir)?;
     let options = options.work_dir(store.work_dir());
-    preflight::target(&target, options.overwrite)?;
+    let options = preflight::access(options)?;
+    preflight::target(&target, &options)?;
     let options = preflight::images(options)?;
     progress.check()?;
 
@@ -58,7 +61,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     progress.check()?;
     let pause = cut.pause.clone();
     let claimed = draft.publish(Record {
-        version: SCHEMA_VERSION,
+        version: version_for(&target),
         snapshot_id: request.id,
         container,
         target,
@@ -70,6 +73,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
         image_attempts: 0,
         image: None,
         image_time: None,
+        delivery: None,
     })?;
     // The snapshot is made; a histogram that cannot be written does not unmake it.
     if let Err(e) = pauses::remember(&store, &pause) {
@@ -79,7 +83,8 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     Ok(claimed)
 }
 
-/// Makes the image of a snapshot. Repeatable: of a completed snapshot it only returns the record.
+/// Makes the image of a snapshot and delivers it. Repeatable: of a completed snapshot it only returns the record, and an image that has been made and not
+/// delivered is not made again.
 ///
 /// # Errors
 /// The snapshot is then `failed` and says why; interrupted, it stays `processing`, and without us `interrupted`. Either can be resumed.
@@ -91,14 +96,8 @@ pub fn finish(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progres
             record.failure = None;
             record.image_attempts += 1;
         })?;
-        let began = Instant::now();
-        let done = stages.image(claimed.record(), &Recorded::new(claimed, progress));
-        match done {
-            Ok(report) => claimed.update(|record| {
-                record.state = State::Completed;
-                record.image = Some(report);
-                record.image_time = Some(Nanos::from(began.elapsed()));
-            })?,
+        match make(stages, claimed, progress) {
+            Ok(()) => {}
             Err(e @ Error::Interrupted { .. }) => return Err(e),
             Err(e) => {
                 let failure = e.to_failure();
@@ -113,10 +112,42 @@ pub fn finish(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progres
             }
         }
     }
+    if !claimed.record().target.is_layout() {
+        claimed.drop_layout()?;
+    }
     if !claimed.record().options.keep_frozen {
         claimed.drop_frozen()?;
     }
     Ok(claimed.record().clone())
+}
+
+/// Image and delivery; on success the record says so.
+fn make(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progress) -> Result<(), Error> {
+    let is_layout = claimed.record().target.is_layout();
+    if !deliver::is_built(claimed.record()) {
+        let began = Instant::now();
+        let report = stages.image(claimed.record(), &Recorded::new(claimed, progress))?;
+        claimed.update(|record| {
+            record.image = Some(report);
+            record.image_time = Some(Nanos::from(began.elapsed()));
+            if is_layout {
+                record.state = State::Completed;
+            }
+        })?;
+    }
+    if !is_layout {
+        let began = Instant::now();
+        let delivery = stages.deliver(claimed.record(), &Recorded::new(claimed, progress))?;
+        claimed.update(|record| {
+            record.state = State::Completed;
+            record.delivery = Some(delivery);
+            if let Some(image) = &mut record.image {
+                let ns = Nanos::from(began.elapsed());
+                image.timings.push(StageTime { stage: Stage::Deliver.key().to_owned(), ns });
+            }
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

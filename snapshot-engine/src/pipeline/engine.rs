@@ -10,6 +10,7 @@ use super::{Error, still, stopped};
 use crate::container::{self, Config, Found, ImageRef, Places, Stopped, Target};
 use crate::freeze::attempt::Policy;
 use crate::image::earlier;
+use crate::model::access::{Delivery, Login};
 use crate::model::fault::{Class, class_of_io};
 use crate::model::nanos::Nanos;
 use crate::model::options::TrackerChoice;
@@ -22,12 +23,14 @@ use crate::store::Record;
 pub struct Engine {
     /// Where containers are looked for.
     pub places: Places,
+    /// Who we are at the target's registry; `None` to look into the configuration of docker and podman.
+    pub login: Option<Login>,
 }
 
 impl Default for Engine {
     /// At the usual places.
     fn default() -> Engine {
-        Engine { places: Places::usual(None) }
+        Engine { places: Places::usual(None), login: None }
     }
 }
 
@@ -140,6 +143,10 @@ impl Stages for Engine {
 
     fn image(&self, record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
         super::image::build(record, progress)
+    }
+
+    fn deliver(&self, record: &Record, progress: &dyn Progress) -> Result<Delivery, Error> {
+        super::deliver::deliver(record, self.login.as_ref(), progress)
     }
 }
 

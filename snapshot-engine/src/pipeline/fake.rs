@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::progress::{Progress, Stage};
 use super::{CutRequest, Error, Stages};
+use crate::model::access::Delivery;
 use crate::model::fault::Class;
 use crate::model::nanos::Nanos;
 use crate::model::snapshot::{Backend, Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
@@ -28,11 +29,20 @@ pub(crate) struct Fake {
     pub(crate) images: AtomicU32,
     pub(crate) cut: Then,
     pub(crate) image: Mutex<Then>,
+    pub(crate) deliveries: AtomicU32,
+    pub(crate) deliver: Mutex<Then>,
 }
 
 impl Fake {
     pub(crate) fn new(cut: Then, image: Then) -> Fake {
-        Fake { cuts: AtomicU32::new(0), images: AtomicU32::new(0), cut, image: Mutex::new(image) }
+        Fake {
+            cuts: AtomicU32::new(0),
+            images: AtomicU32::new(0),
+            cut,
+            image: Mutex::new(image),
+            deliveries: AtomicU32::new(0),
+            deliver: Mutex::new(Then::Succeed),
+        }
     }
 }
 
@@ -102,11 +112,24 @@ impl Stages for Fake {
         Ok(sample_cut(&request.frozen()))
     }
 
-    fn image(&self, _: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
+    fn image(&self, record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
         self.images.fetch_add(1, Ordering::SeqCst);
         progress.report(Stage::Chunk, 1, 2);
         let then = *self.image.lock().expect("nobody panics with this lock");
         act(then, Stage::Chunk)?;
+        let (dir, _) = super::deliver::layout(record);
+        if !record.target.is_layout() {
+            fs::create_dir_all(&dir).expect("the snapshot's directory is ours");
+            fs::write(dir.join("index.json"), "{}").expect("the layout was just made");
+        }
         Ok(sample_image())
+    }
+
+    fn deliver(&self, _: &Record, progress: &dyn Progress) -> Result<Delivery, Error> {
+        self.deliveries.fetch_add(1, Ordering::SeqCst);
+        progress.report(Stage::Deliver, 1, 2);
+        let then = *self.deliver.lock().expect("nobody panics with this lock");
+        act(then, Stage::Deliver)?;
+        Ok(Delivery { digest: "sha256:00".into(), sent: 3, ..Delivery::default() })
     }
 }

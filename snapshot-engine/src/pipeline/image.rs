@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   WORK/snapshots/ID/frozen  ─┐
-//!   lowers ── WORK/layers ─────┴─► WORK/snapshots/ID/image/{blobs,image.boot} ─► the target's layout
+//!   lowers ── WORK/layers ─────┴─► WORK/snapshots/ID/image/{blobs,image.boot} ─► the target's layout, or WORK/snapshots/ID/layout
 //! ```
 
 use std::path::Path;
@@ -19,7 +19,6 @@ use crate::model::fault::{Class, class_of_io, remedy_of_io};
 use crate::model::nanos::Nanos;
 use crate::model::overlay::Namespaces;
 use crate::model::snapshot::{ImageReport, StageTime};
-use crate::model::target::ImageTarget;
 use crate::store::Record;
 
 /// Passes on what the image stages report.
@@ -82,7 +81,7 @@ fn request(record: &Record) -> Result<Request, Error> {
     let snapshot = upper.parent().unwrap_or(Path::new("/")).to_owned();
     // Beside the snapshots: WORK/snapshot-engine/layers.
     let cache_dir = snapshot.ancestors().nth(2).unwrap_or(&snapshot).join("layers");
-    let ImageTarget::OciLayout { dir, tag } = record.target.clone();
+    let (dir, tag) = super::deliver::layout(record);
     let facts = &record.cut.target;
     Ok(Request {
         // A parent is the image of the lowers.
@@ -93,7 +92,8 @@ fn request(record: &Record) -> Result<Request, Error> {
         upper,
         cache_dir,
         work_dir: snapshot.join("image"),
-        target: OciTarget { dir, tag, overwrite: options.overwrite },
+        // A layout of our own holds nothing but what an earlier try has left.
+        target: OciTarget { dir, tag, overwrite: options.overwrite || !record.target.is_layout() },
         format: options.format()?,
         prefetch: options.prefetch.clone(),
         namespaces: if facts.userxattr { Namespaces::User } else { Namespaces::Trusted },

@@ -4,7 +4,7 @@
 //!   commit::cut     options, target, privilege, work dir, target free?  ->  Stages::cut  ->  record.json, pauses.json
 //!        |                                                                                      |
 //!        | --wait: in this process, with progress                          background::launch: | a process of its own
-//!        '------------------------> commit::finish: Stages::image -> record.json <-------------'
+//!        '------------> commit::finish: Stages::image -> Stages::deliver -> record.json <------'
 //! ```
 //!
 //! **Invariant**: everything that can be refused is refused before the container is touched. **Invariant**: from the moment the record is on disk the snapshot
@@ -13,6 +13,7 @@
 mod attach;
 pub mod background;
 pub mod commit;
+mod deliver;
 mod earlier;
 mod engine;
 mod error;

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 
 use super::Error;
+use super::progress::Stage;
 use crate::image::{ImageError, known};
 use crate::model::base::KnownImage;
 use crate::model::options::CommitOptions;
@@ -26,9 +27,31 @@ pub(super) fn privileges() -> Result<(), Error> {
     if missing.is_empty() { Ok(()) } else { Err(Error::Privilege { missing }) }
 }
 
-/// Whether the image can go where it should: the tag is free (or may be overwritten), and the directory is a layout or can become one.
-pub(super) fn target(target: &ImageTarget, overwrite: bool) -> Result<(), Error> {
-    let ImageTarget::OciLayout { dir, tag } = target;
+/// How the target is reached, with absolute paths.
+pub(super) fn access(mut options: CommitOptions) -> Result<CommitOptions, Error> {
+    let here = |source| Error::TargetUnusable { path: ".".into(), source };
+    options.access = options.access.absolute().map_err(here)?;
+    Ok(options)
+}
+
+/// Whether the image can go where it should, as far as that can be known without asking anybody: a snapshot of this moment is worth keeping also when a
+/// registry cannot be reached.
+pub(super) fn target(target: &ImageTarget, options: &CommitOptions) -> Result<(), Error> {
+    if let ImageTarget::OciLayout { dir, tag } = target {
+        return layout(target, dir, tag, options.overwrite);
+    }
+    // Every image is one of Nydus so far.
+    let replace = super::deliver::replace(options.overwrite, false);
+    crate::deliver::check(target, &options.access, replace, true)
+        .map_err(|e| Error::fault(Stage::Deliver, e))?;
+    match target.path().and_then(Path::parent) {
+        Some(parent) => writable(parent),
+        None => Ok(()),
+    }
+}
+
+/// The tag is free (or may be overwritten), and the directory is a layout or can become one.
+fn layout(target: &ImageTarget, dir: &Path, tag: &str, overwrite: bool) -> Result<(), Error> {
     let unusable = |path: &Path, source| Error::TargetUnusable { path: path.to_owned(), source };
     match fs::metadata(dir) {
         Ok(stat) if !stat.is_dir() => return Err(unusable(dir, io::ErrorKind::NotADirectory.into())),
@@ -59,9 +82,10 @@ pub(super) fn target(target: &ImageTarget, overwrite: bool) -> Result<(), Error>
         Err(e) => return Err(unusable(&index, e)),
     };
     let index: serde_json::Value = serde_json::from_slice(&text).map_err(|e| unusable(&index, e.into()))?;
-    let taken = index["manifests"].as_array().into_iter().flatten().any(|manifest| {
-        manifest["annotations"]["org.opencontainers.image.ref.name"].as_str() == Some(tag.as_str())
-    });
+    let taken =
+        index["manifests"].as_array().into_iter().flatten().any(|manifest| {
+            manifest["annotations"]["org.opencontainers.image.ref.name"].as_str() == Some(tag)
+        });
     if taken && !overwrite {
         return Err(Error::TargetExists { target: target.to_string() });
     }
@@ -95,7 +119,8 @@ mod tests {
     use super::*;
 
     fn check(dir: &Path, tag: &str, overwrite: bool) -> Result<(), Error> {
-        target(&ImageTarget::OciLayout { dir: dir.to_owned(), tag: tag.to_owned() }, overwrite)
+        let options = CommitOptions::default().overwrite(overwrite);
+        target(&ImageTarget::OciLayout { dir: dir.to_owned(), tag: tag.to_owned() }, &options)
     }
 
     #[test]

@@ -25,8 +25,10 @@ pub enum Stage {
     Chunk,
     /// Writing the bootstrap.
     Bootstrap,
-    /// Writing the image to the target.
+    /// Writing the image to the target's layout.
     Publish,
+    /// Bringing it from there to a target that is no layout.
+    Deliver,
 }
 
 impl Stage {
@@ -44,9 +46,10 @@ impl Stage {
             Stage::PreCopy => ("pre_copy", "copy the upperdir", 0.85),
             Stage::Window => ("window", "make the cut", 0.90),
             Stage::Freeze => ("freeze", "make the frozen upperdir durable", 1.0),
-            Stage::Chunk => ("chunk", "write the blobs", 0.85),
-            Stage::Bootstrap => ("bootstrap", "write the bootstrap", 0.95),
-            Stage::Publish => ("publish", "write the image", 1.0),
+            Stage::Chunk => ("chunk", "write the blobs", 0.60),
+            Stage::Bootstrap => ("bootstrap", "write the bootstrap", 0.65),
+            Stage::Publish => ("publish", "write the image", 0.70),
+            Stage::Deliver => ("deliver", "deliver the image", 1.0),
         }
     }
 
@@ -59,6 +62,7 @@ impl Stage {
             Stage::Freeze => Stage::Window.words().2,
             Stage::Bootstrap => Stage::Chunk.words().2,
             Stage::Publish => Stage::Bootstrap.words().2,
+            Stage::Deliver => Stage::Publish.words().2,
         }
     }
 
@@ -156,7 +160,7 @@ mod tests {
     fn progress_only_grows() {
         for half in [
             &[Stage::Resolve, Stage::Track, Stage::PreCopy, Stage::Window, Stage::Freeze][..],
-            &[Stage::Chunk, Stage::Bootstrap, Stage::Publish][..],
+            &[Stage::Chunk, Stage::Bootstrap, Stage::Publish, Stage::Deliver][..],
         ] {
             let mut last = 0.0;
             for stage in half {
@@ -169,6 +173,6 @@ mod tests {
             assert!((last - 1.0).abs() < 1e-9);
         }
         assert!((Stage::Chunk.fraction(9, 0)).abs() < 1e-9);
-        assert!((Stage::Publish.fraction(9, 3) - 1.0).abs() < 1e-9);
+        assert!((Stage::Deliver.fraction(9, 3) - 1.0).abs() < 1e-9);
     }
 }

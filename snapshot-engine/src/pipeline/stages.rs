@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Error;
 use super::progress::Progress;
+use crate::model::access::Delivery;
 use crate::model::options::CommitOptions;
 use crate::model::reference::ContainerRef;
 use crate::model::snapshot::{Cut, ImageReport};
@@ -40,11 +41,19 @@ pub trait Stages: Send + Sync {
     /// [`Error::stage`] with the class of the failure; [`Error::Interrupted`] from [`Progress::check`].
     fn cut(&self, request: &CutRequest, progress: &dyn Progress) -> Result<Cut, Error>;
 
-    /// `chunk` to `image`: from the frozen upperdir and what the record says of the container to the target. It may be called again after it
+    /// `chunk` to `image`: from the frozen upperdir and what the record says of the container to the target, or to a layout in the snapshot's directory from
+    /// where it is delivered. It may be called again after it
     /// failed or was killed at any point, and then succeeds as if it had not been called before: with `image_attempts` > 1 the target may hold the
     /// very image an earlier call has finished.
     ///
     /// # Errors
     /// As [`cut`](Stages::cut).
     fn image(&self, record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error>;
+
+    /// From the layout in the snapshot's directory to a target that is none itself. It may be called again after it failed or was killed at any point;
+    /// what has arrived is not sent again where the target can tell.
+    ///
+    /// # Errors
+    /// As [`cut`](Stages::cut). The layout is as it was.
+    fn deliver(&self, record: &Record, progress: &dyn Progress) -> Result<Delivery, Error>;
 }

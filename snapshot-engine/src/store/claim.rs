@@ -155,6 +155,16 @@ impl Claimed {
         crate::kernel::removal::remove_tree(&frozen).map_err(|e| Error::io("remove", &frozen, e))
     }
 
+    /// Removes the layout of a completed snapshot, and what was kept for its delivery.
+    ///
+    /// # Errors
+    /// As `unlink(2)`; it can be called again.
+    pub fn drop_layout(&self) -> Result<(), Error> {
+        let _ = fs::remove_file(self.path.join("push.json"));
+        let layout = self.path.join("layout");
+        crate::kernel::removal::remove_tree(&layout).map_err(|e| Error::io("remove", &layout, e))
+    }
+
     /// A descriptor that holds the same lock, to give to a child.
     ///
     /// # Errors

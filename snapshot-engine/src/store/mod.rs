@@ -9,6 +9,9 @@
 //!     frozen/                          the frozen upperdir
 //!     record.json                      what is known of it; written to another name, fsync, rename, fsync of the directory
 //!     progress                         0 to 1; advisory
+//!     image/                           the bootstrap and the blobs that were made of the upperdir
+//!     layout/                          the image until it is delivered, if it goes anywhere but to an OCI layout
+//!     push.json                        uploads to a registry that have not ended
 //!     background.log                   what the background process had to say
 //!   snapshots/.trash-..                on its way out
 //! ```
@@ -42,7 +45,7 @@ use std::path::{Path, PathBuf};
 pub use claim::{Claimed, Draft};
 pub use error::Error;
 pub use id::SnapshotId;
-pub use record::{Failure, Record, SCHEMA_VERSION, SnapshotStatus, State};
+pub use record::{Failure, Record, SCHEMA_VERSION, SnapshotStatus, State, version_for};
 
 use lock::Lock;
 

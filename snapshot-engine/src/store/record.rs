@@ -1,4 +1,7 @@
-//! `record.json`, version 1, and what `status` makes of it.
+//! `record.json`, and what `status` makes of it.
+//!
+//! Version 1 knows one kind of target, an OCI layout; such records are still written as version 1, so that an older engine reads them. Version 2 has
+//! the other targets and what delivering came to.
 
 use std::fs;
 use std::io;
@@ -7,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, SnapshotId};
+use crate::model::access::Delivery;
 use crate::model::fault::Class;
 use crate::model::nanos::Nanos;
 use crate::model::options::CommitOptions;
@@ -15,8 +19,14 @@ use crate::model::reference::ContainerRef;
 use crate::model::snapshot::{Cut, ImageReport};
 use crate::model::target::ImageTarget;
 
-/// The version this engine writes. A change that an older engine would misread raises it.
-pub const SCHEMA_VERSION: u32 = 1;
+/// The newest version this engine knows. A change that an older engine would misread raises it.
+pub const SCHEMA_VERSION: u32 = 2;
+
+/// The version of a record with this target: the oldest that has it.
+#[must_use]
+pub fn version_for(target: &ImageTarget) -> u32 {
+    if target.is_layout() { 1 } else { SCHEMA_VERSION }
+}
 
 /// Where a snapshot is on its way to an image. The cut is made in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,7 +69,7 @@ pub struct Failure {
 /// What is known of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`SCHEMA_VERSION`] of the engine that wrote it.
+    /// As [`version_for`] its target.
     pub version: u32,
     /// Its id.
     pub snapshot_id: SnapshotId,
@@ -79,10 +89,13 @@ pub struct Record {
     pub cut_time: Nanos,
     /// How often the image has been begun. From the second time on, the target may hold what an earlier try has finished.
     pub image_attempts: u32,
-    /// What the image stages returned, once completed.
+    /// What the image stages returned, once the image is made. Delivered it is when the state is completed.
     pub image: Option<ImageReport>,
     /// How long the successful try of the image took.
     pub image_time: Option<Nanos>,
+    /// What delivering it came to, once completed; of an OCI layout there is nothing to deliver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
 }
 
 impl Record {

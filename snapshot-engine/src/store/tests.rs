@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::model::access::{Access, Delivery};
 use crate::model::fault::{Class, Fault};
 use crate::model::nanos::Nanos;
 use crate::model::options::CommitOptions;
@@ -9,7 +10,7 @@ use crate::pipeline::fake::{sample_cut, sample_image};
 
 pub(crate) fn sample_record() -> Record {
     Record {
-        version: SCHEMA_VERSION,
+        version: 1,
         snapshot_id: "snapshot-1752857512540089368".parse().unwrap(),
         container: "web".parse().unwrap(),
         target: "oci:/images:v1".parse().unwrap(),
@@ -21,6 +22,7 @@ pub(crate) fn sample_record() -> Record {
         image_attempts: 1,
         image: Some(sample_image()),
         image_time: Some(Nanos(50_000_000)),
+        delivery: None,
     }
 }
 
@@ -45,6 +47,32 @@ fn the_schema_of_version_1() {
         "a change of the schema must be readable by older engines, or raise SCHEMA_VERSION"
     );
     assert_eq!(serde_json::from_str::<Record>(golden).unwrap(), sample_record());
+}
+
+#[test]
+fn the_schema_of_version_2() {
+    let target = "localhost:5000/team/web:1".parse().unwrap();
+    let mut record = Record {
+        version: version_for(&target),
+        target,
+        delivery: Some(Delivery {
+            digest: "sha256:00".into(),
+            sent_bytes: 4200,
+            sent: 3,
+            ..Delivery::default()
+        }),
+        ..sample_record()
+    };
+    record.options.access =
+        Access { insecure: true, tls_ca: Some("/etc/ca.pem".into()), ..Access::default() };
+    let golden = include_str!("record-v2.json");
+    let written = serde_json::to_string_pretty(&record).unwrap() + "\n";
+    assert_eq!(
+        written, golden,
+        "a change of the schema must be readable by older engines, or raise SCHEMA_VERSION"
+    );
+    assert_eq!(serde_json::from_str::<Record>(golden).unwrap(), record);
+    assert_eq!((record.version, version_for(&sample_record().target)), (SCHEMA_VERSION, 1));
 }
 
 #[test]
@@ -107,7 +135,7 @@ fn the_sweep_spares_what_is_held_and_what_it_does_not_understand() {
     let work = tempfile::tempdir().unwrap();
     let store = Store::open(work.path()).unwrap();
     let draft = store.begin().unwrap();
-    for (name, text) in [("snapshot-1", "not json"), ("snapshot-2", r#"{"version": 2}"#)] {
+    for (name, text) in [("snapshot-1", "not json"), ("snapshot-2", r#"{"version": 3}"#)] {
         fs::create_dir(store.snapshots().join(name)).unwrap();
         fs::write(store.snapshots().join(name).join("record.json"), text).unwrap();
     }
@@ -117,7 +145,7 @@ fn the_sweep_spares_what_is_held_and_what_it_does_not_understand() {
     assert_eq!(names(&store).len(), 4);
     assert!(store.list().unwrap().is_empty());
     assert!(matches!(store.record("snapshot-1".parse().unwrap()), Err(Error::Record { .. })));
-    assert!(matches!(store.record("snapshot-2".parse().unwrap()), Err(Error::Version { version: 2, .. })));
+    assert!(matches!(store.record("snapshot-2".parse().unwrap()), Err(Error::Version { version: 3, .. })));
     drop(draft);
     assert_eq!(names(&store).len(), 3);
 }

@@ -118,7 +118,11 @@ impl Where {
             Err(store::Error::Unknown { .. }) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let target = store.record(id)?.target.to_string();
+        let record = store.record(id)?;
+        let target = record.target.to_string();
+        if !record.target.is_layout() {
+            return Err(super::Error::Elsewhere(target).into());
+        }
         Ok(Some(Source::find(std::path::Path::new(&target), None)?))
     }
 }

@@ -146,3 +146,44 @@ fn the_frozen_upperdir_goes_only_if_asked_and_only_when_complete() {
     drop(claimed);
     assert_eq!(Store::open(work.path()).unwrap().status(id).unwrap().state, State::Completed);
 }
+
+#[test]
+fn an_image_that_could_not_be_delivered_is_delivered_later_and_built_once() {
+    if !privileged() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let fake = Fake::new(Then::Succeed, Then::Succeed);
+    *fake.deliver.lock().unwrap() = Then::Fail;
+    let mut wanted = request(work.path());
+    wanted.target = "localhost:5000/team/web:1".parse().unwrap();
+    let mut claimed = cut(&fake, wanted, &Quiet).unwrap();
+    let layout = claimed.path().join("layout");
+    finish(&fake, &mut claimed, &Quiet).unwrap_err();
+    let record = claimed.record();
+    assert_eq!((record.state, record.image.is_some(), record.version), (State::Failed, true, 2));
+    assert!(record.failure.as_ref().unwrap().message.starts_with("could not deliver the image"));
+    assert!(layout.is_dir());
+    *fake.deliver.lock().unwrap() = Then::Succeed;
+    let record = finish(&fake, &mut claimed, &Quiet).unwrap();
+    assert_eq!(
+        (record.state, record.failure, record.delivery.map(|d| d.sent)),
+        (State::Completed, None, Some(3))
+    );
+    assert!(!layout.exists());
+    assert_eq!((fake.images.load(Ordering::SeqCst), fake.deliveries.load(Ordering::SeqCst)), (1, 2));
+    // Without its layout it would have to be built again; but it is complete.
+    finish(&fake, &mut claimed, &Quiet).unwrap();
+    assert_eq!(fake.images.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn docker_is_refused_an_image_it_cannot_use_before_anything_is_done() {
+    let work = tempfile::tempdir().unwrap();
+    let fake = Fake::new(Then::Succeed, Then::Succeed);
+    let mut wanted = request(work.path());
+    wanted.target = "docker-daemon:web:1".parse().unwrap();
+    let error = cut(&fake, wanted, &Quiet).unwrap_err();
+    assert!(!privileged() || error.class() == Class::Arguments, "{error}");
+    assert_eq!(fake.cuts.load(Ordering::SeqCst), 0);
+}
