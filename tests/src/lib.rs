@@ -18,6 +18,7 @@
 //! building  how an image is built and compared
 //! everything a tree with every kind of entry, to compare images with
 //! inmate    a process of the host in a container's cgroup, for what needs more than a container has: stopped, traced, held up, forking
+//! registry  a real registry on the loopback, and a wire to it that can be slow, watched and cut
 //! silent    a file system that never answers: whoever asks it sleeps uninterruptibly
 //! host      what an engine could leave on the machine: programs, processes, mounts
 //! ```
@@ -37,6 +38,7 @@ pub mod judges;
 pub mod listing;
 pub mod made;
 pub mod raw;
+pub mod registry;
 pub mod running;
 pub mod silent;
 pub mod torture;

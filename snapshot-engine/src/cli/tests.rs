@@ -130,6 +130,7 @@ fn the_text_of_a_commit_is_exact() {
         tracker: None,
         tracker_misses: 0,
         image: None,
+        delivery: None,
         timings: vec![],
     };
     assert_eq!(
@@ -150,4 +151,13 @@ fn json_is_meant_even_where_the_arguments_are_wrong() {
     assert_eq!(sniff(&["x", "--output", "json", "nonsense"]), Format::Json);
     assert_eq!(sniff(&["x", "--output=json"]), Format::Json);
     assert_eq!(sniff(&["x", "json"]), Format::Text);
+}
+
+#[test]
+fn how_the_target_is_reached_arrives() {
+    let args = "commit c localhost:5000/a:1 --tls-ca /ca --tls-cert /cert --tls-key /key --target-insecure --target-timeout 2s --username me";
+    let access = wanted(&args.split_whitespace().collect::<Vec<_>>()).unwrap().options.access;
+    let path = |text: &str| Some(PathBuf::from(text));
+    assert_eq!((access.tls_ca, access.tls_cert, access.tls_key), (path("/ca"), path("/cert"), path("/key")));
+    assert_eq!((access.insecure, access.timeout), (true, Nanos(2_000_000_000)));
 }

@@ -10,3 +10,4 @@ mod listing;
 mod pods;
 mod rootless;
 mod support;
+mod targets;

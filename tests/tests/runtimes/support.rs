@@ -118,6 +118,11 @@ impl House {
         Ok(format!("/{top}/{name}"))
     }
 
+    /// The init of the first container.
+    pub(crate) fn init(&self) -> Pid {
+        self.container.target().init
+    }
+
     /// Where the engine looks for this runtime.
     pub(crate) fn places(&self) -> Places {
         Places::usual(Some(self.witness))

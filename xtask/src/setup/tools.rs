@@ -9,7 +9,7 @@ use super::apt;
 use crate::{shell, workspace};
 
 /// What the tests call besides the engine: the program, and the package that has it.
-const PACKAGED: [(&str, &str); 10] = [
+const PACKAGED: [(&str, &str); 13] = [
     // Upper file systems on loop devices.
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
@@ -23,6 +23,10 @@ const PACKAGED: [(&str, &str); 10] = [
     ("redis-server", "redis-server"),
     ("sqlite3", "sqlite3"),
     ("veritysetup", "cryptsetup-bin"),
+    // A registry to push to, one that pulls from it as others do, and the certificates between them.
+    ("docker-registry", "docker-registry"),
+    ("openssl", "openssl"),
+    ("skopeo", "skopeo"),
 ];
 
 /// What `cargo xtask vm-test` calls here or puts into its guests.

@@ -38,10 +38,6 @@ impl Journal {
         Journal { path: path.to_owned(), document: RefCell::new(document) }
     }
 
-    pub(super) fn shared(&mut self) -> Shared<'_> {
-        self
-    }
-
     /// Where the upload of a blob is.
     pub(super) fn location(&self, digest: &str) -> Option<String> {
         self.document.borrow().uploads.get(digest).cloned()

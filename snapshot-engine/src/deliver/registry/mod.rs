@@ -67,15 +67,15 @@ async fn pushed(
     meter: &Meter,
 ) -> Result<Delivery, DeliverError> {
     let near = nearby(&target, request.near);
-    let mut journal = Journal::open(&request.journal, &target);
+    let journal = Journal::open(&request.journal, &target);
     let wire = Wire::open(target, &near, request.access, request.login, policy, meter).await?;
     let root = content.root()?;
     let mut delivery = Delivery { digest: root.blob.digest.clone(), ..Delivery::default() };
     let tag = wire.target.tag().unwrap_or_default().to_owned();
     if !wire.has_manifest(&tag, &root.blob.digest).await? {
-        let shared = journal.shared();
+        let shared = &journal;
         let fates: Vec<Fate> = stream::iter(&content.blobs)
-            .map(|blob| upload::blob(&wire, blob, &near, &shared))
+            .map(|blob| upload::blob(&wire, blob, &near, shared))
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await?;

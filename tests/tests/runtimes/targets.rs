@@ -1,0 +1,109 @@
+//! Images given to runtimes: `containerd:` and `docker-daemon:`.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use snapshot_engine::container::process;
+use snapshot_engine::deliver::{DeliverError, Replace, Request, deliver};
+use snapshot_engine::model::access::{Access, Delivery};
+use snapshot_engine::model::progress::Quiet;
+use snapshot_tests::engine;
+use snapshot_tests::registry::skopeo;
+
+use super::support::{House, IMAGE};
+
+#[test]
+fn containerd_takes_an_image_and_keeps_all_of_it() -> Result<()> {
+    let Some(house) = House::open("containerd")? else { return Ok(()) };
+    let (pid, work) = (format!("pid:{}", house.init()), house.place.0.join("work").display().to_string());
+    let name = "localhost/team/web:1";
+    let commit = || -> Result<serde_json::Value> {
+        let target = format!("containerd:snapshots/{name}");
+        std::fs::create_dir_all(&work)?;
+        let words = ["commit", &pid, &target, "--work-dir", &work, "--wait", "--max-pause", "100ms"];
+        house.engine(&[&words[..], &["--output", "json"]].concat())?.must_succeed()?.json()
+    };
+    let first = commit()?;
+    ensure!(first["delivery"]["present"] == 0, "{first:#}");
+    let digest = first["delivery"]["digest"].as_str().unwrap_or_default();
+    let listed = house.line("ctr --namespace snapshots images ls")?;
+    ensure!(listed.contains(name) && listed.contains(digest), "{listed}");
+    // What nothing refers to goes now.
+    house.line("ctr --namespace snapshots leases create --id collect")?;
+    house.line("ctr --namespace snapshots leases delete --sync collect")?;
+    ensure!(house.line("ctr --namespace snapshots leases ls --quiet")?.is_empty());
+    let archive = house.place.0.join("image.tar").display().to_string();
+    house.line(&format!("ctr --namespace snapshots images export {archive} {name}"))?;
+    let layout = house.place.0.join("layout");
+    std::fs::create_dir(&layout)?;
+    house.line(&format!("tar -xf {archive} -C {}", layout.display()))?;
+    engine::run(["image", "check", &layout.display().to_string()])?.must_succeed()?;
+    // Another one under the same name: what is there is not sent again.
+    let second = commit()?;
+    ensure!(second["delivery"]["present"].as_u64() > Some(0), "{second:#}");
+    let other = second["delivery"]["digest"].as_str().unwrap_or_default();
+    ensure!(other == digest || !house.line("ctr --namespace snapshots images ls")?.contains(digest));
+    Ok(())
+}
+
+fn give(house: &House, layout: &Path, name: &str) -> Result<Delivery, DeliverError> {
+    let socket = process::root(house.witness).join("run/docker.sock");
+    let access = Access { docker: vec![socket], ..Access::default() };
+    let target = format!("docker-daemon:{name}").parse().unwrap_or_else(|e| panic!("{e}"));
+    let request = Request {
+        layout,
+        tag: "t",
+        target: &target,
+        access: &access,
+        login: None,
+        replace: Replace::No,
+        near: &[],
+        journal: house.place.0.join("push.json"),
+    };
+    deliver(&request, &Quiet)
+}
+
+#[test]
+fn docker_takes_an_image_with_layers_of_every_compression_and_runs_it() -> Result<()> {
+    let Some(house) = House::open("docker")? else { return Ok(()) };
+    let socket = process::root(house.witness).join("run/docker.sock");
+    for format in ["gzip", "zstd"] {
+        let layout = house.place.0.join(format);
+        let mut copy = Command::new("skopeo");
+        copy.args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--dest-compress-format",
+            format,
+            "--dest-compress",
+        ]);
+        copy.args(["--src-daemon-host", &format!("unix://{}", socket.display())]);
+        copy.args([format!("docker-daemon:{IMAGE}"), format!("oci:{}:t", layout.display())]);
+        skopeo(&mut copy)?;
+        let name = format!("team/{format}:1");
+        let done = give(&house, &layout, &name)?;
+        let id = house.line(&format!("docker image inspect --format {{{{.Id}}}} {name}"))?;
+        ensure!(id == done.digest, "{id} and {done:?}");
+        let parent = format!("--cgroup-parent={}", house.cgroup(format)?);
+        let said = house.run(&[
+            "docker",
+            "run",
+            "--rm",
+            "--network=none",
+            &parent,
+            &name,
+            "/bin/busybox",
+            "echo",
+            "hello",
+        ])?;
+        ensure!(said.ends_with("hello"), "{said}");
+    }
+    // What docker cannot use it is not given.
+    let made = house.commit(&format!("pid:{}", house.init()), "t")?;
+    ensure!(made["state"] == "completed", "{made:#}");
+    let refused = give(&house, &house.place.0.join("images"), "team/nydus:1");
+    ensure!(matches!(refused, Err(DeliverError::NydusForDocker { .. })), "{refused:?}");
+    Ok(())
+}
