@@ -23,6 +23,7 @@ pub mod model;
 pub mod pipeline;
 pub mod rafs;
 pub mod reader;
+pub mod restore;
 mod seamless;
 pub mod showcase;
 pub mod store;

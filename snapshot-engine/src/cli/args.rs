@@ -119,6 +119,14 @@ pub(crate) enum Command {
         snapshot-engine image inspect /var/lib/images --files\n  \
         snapshot-engine image diff /var/lib/images:web-1 /var/lib/images:web-2")]
     Image(super::image::Images),
+    /// Run a container from an image or a snapshot on this machine, by runc or crun and without a daemon
+    ///
+    /// It has everything that the original had on disk. What it writes is lost with it, unless --rw-dir says where to keep it. Its exit code is the command's.
+    #[command(after_help = "Examples:\n  \
+        snapshot-engine run /var/lib/images:web-1\n  \
+        snapshot-engine run snapshot-1752857512540089368 -- /bin/sh -c 'ls -l /data'\n  \
+        snapshot-engine run /var/lib/images:web-1 --network host --rw-dir /var/lib/scratch")]
+    Run(super::run::Run),
     /// Containers to try things on, and the whole engine at work on them
     #[command(after_help = "Examples:\n  \
         snapshot-engine demo run\n  \

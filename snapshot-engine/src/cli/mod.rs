@@ -24,6 +24,7 @@ mod ps;
 mod reach;
 mod remove;
 mod resume;
+mod run;
 mod runtimes;
 mod stats;
 mod status;
@@ -57,6 +58,8 @@ pub(crate) enum Error {
     HalfALogin(&'static str),
     #[error("the image of this snapshot is at {0} and no longer here")]
     Elsewhere(String),
+    #[error("cannot mount the image: {0}")]
+    Mount(String),
     #[error("cannot make JSON of the result")]
     Json(#[from] serde_json::Error),
 }
@@ -66,7 +69,9 @@ impl Fault for Error {
         match self {
             Error::Output(e) | Error::File(_, e) => snapshot_engine::model::fault::class_of_io(e),
             Error::HalfALogin(_) => snapshot_engine::model::fault::Class::Arguments,
-            Error::Elsewhere(_) | Error::Json(_) => snapshot_engine::model::fault::Class::General,
+            Error::Elsewhere(_) | Error::Mount(_) | Error::Json(_) => {
+                snapshot_engine::model::fault::Class::General
+            }
         }
     }
 
@@ -107,11 +112,12 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// The code is that of success, but where a command's result is a finding (`image check`, `image diff`).
+/// The code is that of success, but where a command's result is a finding (`image check`, `image diff`), or that of a container (`run`).
 fn run(cli: Cli) -> Result<ExitCode> {
     let out = Out::new(cli.output);
     match cli.command {
         Command::Image(args) => return image::run(args, &out, cli.quiet),
+        Command::Run(args) => return run::run(&args),
         Command::SeamlessCommit(args) => commit::run(args.into(), &out, cli.quiet),
         Command::Commit(args) => commit::run(args.into(), &out, cli.quiet),
         Command::Status(args) => status::run(&args, &out),

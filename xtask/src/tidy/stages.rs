@@ -43,6 +43,8 @@ const MODULES: &[(&str, May)] = &[
     ("reader", May::Ground(&["rafs", "chunk::codec", "image::mount"])),
     // A layout and a tag are all it knows of an image: it reads the documents of the layout, whoever wrote them.
     ("deliver", May::Ground(&[])),
+    // What an OCI runtime is told, of what an image says: pure.
+    ("restore", May::Only(&["model"])),
     ("store", May::Ground(&[])),
     ("demo", May::All),
     // It uses the engine as a user would, and measures it.

@@ -88,7 +88,7 @@ struct Which {
 
 /// Where the parts of an image are.
 #[derive(Debug, Args)]
-struct Where {
+pub(super) struct Where {
     /// Where the blobs of a bootstrap file are, named by their ids; beside it if not given
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     blob_dir: Option<PathBuf>,
@@ -97,8 +97,18 @@ struct Where {
 }
 
 impl Where {
+    /// Where the blobs of a bootstrap file are, if that was said.
+    pub(super) fn blob_dir(&self) -> Option<&std::path::Path> {
+        self.blob_dir.as_deref()
+    }
+
+    /// Where snapshots are.
+    pub(super) fn work_dir(&self) -> &std::path::Path {
+        &self.work.work_dir
+    }
+
     /// Finds and opens an image. A name that is no file is looked for among the snapshots.
-    fn open(&self, name: &std::path::Path) -> Result<Opened> {
+    pub(super) fn open(&self, name: &std::path::Path) -> Result<Opened> {
         let source = match Source::find(name, self.blob_dir.as_deref()) {
             Err(not_found @ ReaderError::NotFound(_)) => match self.snapshot(name)? {
                 Some(source) => source,
