@@ -16,6 +16,8 @@
 //! made      the image a command has made, beside what it was made of
 //! judges    Nydus' own tools
 //! building  how an image is built and compared
+//! layered   layers as containers make them, by a real overlay mount
+//! unpacked  OCI images unpacked: by a model of our own, by umoci, by tar
 //! everything a tree with every kind of entry, to compare images with
 //! inmate    a process of the host in a container's cgroup, for what needs more than a container has: stopped, traced, held up, forking
 //! silent    a file system that never answers: whoever asks it sleeps uninterruptibly
@@ -34,12 +36,14 @@ pub mod images;
 pub mod inmate;
 pub mod inside;
 pub mod judges;
+pub mod layered;
 pub mod listing;
 pub mod made;
 pub mod raw;
 pub mod running;
 pub mod silent;
 pub mod torture;
+pub mod unpacked;
 pub mod worker;
 
 /// Whether the tests may run; those that cannot say so, and fail where everything must be tested.

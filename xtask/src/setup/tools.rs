@@ -9,7 +9,7 @@ use super::apt;
 use crate::{shell, workspace};
 
 /// What the tests call besides the engine: the program, and the package that has it.
-const PACKAGED: [(&str, &str); 10] = [
+const PACKAGED: [(&str, &str); 12] = [
     // Upper file systems on loop devices.
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
@@ -23,6 +23,9 @@ const PACKAGED: [(&str, &str); 10] = [
     ("redis-server", "redis-server"),
     ("sqlite3", "sqlite3"),
     ("veritysetup", "cryptsetup-bin"),
+    // The judges of OCI images.
+    ("skopeo", "skopeo"),
+    ("umoci", "umoci"),
 ];
 
 /// What `cargo xtask vm-test` calls here or puts into its guests.
