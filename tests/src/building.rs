@@ -6,9 +6,12 @@ use std::time::SystemTime;
 use anyhow::{Result, ensure};
 use snapshot_engine::image::build::{Image, Request};
 use snapshot_engine::image::compare::compare;
-use snapshot_engine::image::oci::{ImageConfig, OciTarget};
+use snapshot_engine::image::config::ImageConfig;
+use snapshot_engine::image::oci::OciTarget;
 use snapshot_engine::model::base::KnownImage;
 use snapshot_engine::model::format::{Format, FsVersion};
+use snapshot_engine::model::globs::PathGlobs;
+use snapshot_engine::model::ids::Ids;
 use snapshot_engine::model::overlay::Namespaces;
 
 /// A tree to be an image of its own, called `name` in the layout in `dir`, which also has the cache.
@@ -26,6 +29,8 @@ pub fn request(dir: &Path, name: &str, format: Format, tree: &Path) -> Request {
         format,
         prefetch: Vec::new(),
         namespaces: Namespaces::Trusted,
+        ids: Ids::default(),
+        without: PathGlobs::default(),
         workers: 0,
         config: ImageConfig::default(),
         created: SystemTime::UNIX_EPOCH,

@@ -16,6 +16,8 @@
 //! made      the image a command has made, beside what it was made of
 //! judges    Nydus' own tools
 //! building  how an image is built and compared
+//! layered   layers as containers make them, by a real overlay mount
+//! unpacked  OCI images unpacked: by a model of our own, by umoci, by tar
 //! everything a tree with every kind of entry, to compare images with
 //! inmate    a process of the host in a container's cgroup, for what needs more than a container has: stopped, traced, held up, forking
 //! registry  a real registry on the loopback, and a wire to it that can be slow, watched and cut
@@ -35,6 +37,7 @@ pub mod images;
 pub mod inmate;
 pub mod inside;
 pub mod judges;
+pub mod layered;
 pub mod listing;
 pub mod made;
 pub mod raw;
@@ -42,6 +45,7 @@ pub mod registry;
 pub mod running;
 pub mod silent;
 pub mod torture;
+pub mod unpacked;
 pub mod worker;
 
 /// Whether the tests may run; those that cannot say so, and fail where everything must be tested.

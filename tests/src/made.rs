@@ -15,7 +15,7 @@ use crate::running::Running;
 /// What an image is made of and where it is, as the result says, and what it must look like.
 #[derive(Debug)]
 pub struct Made {
-    /// The bootstrap.
+    /// The bootstrap; of an OCI image there is none.
     pub bootstrap: PathBuf,
     /// The blobs.
     pub blobs: Vec<PathBuf>,
@@ -36,22 +36,28 @@ pub fn lowers(demo: &Running) -> impl Iterator<Item = PathBuf> {
     (1..=state.lowers).rev().map(|n| state.layers.join(format!("lower{n}")))
 }
 
+/// `frozen` over the demo's lowers, mounted in `dir`.
+fn reference(demo: &Running, frozen: &Path, dir: &Path) -> Result<Mount> {
+    let all: Vec<String> = std::iter::once(frozen.to_owned())
+        .chain(lowers(demo))
+        .map(|path| path.display().to_string())
+        .collect();
+    let options = CString::new(format!("lowerdir={}", all.join(":")))?;
+    let at = make(dir, "reference")?;
+    mount("overlay", &at, "overlay", MountFlags::RDONLY, Some(options.as_c_str()))?;
+    Ok(Mount(at))
+}
+
 impl Made {
     /// `frozen` over the demo's lowers, mounted in `dir`, and the image of a report.
     ///
     /// # Errors
     /// When the report has no image, or nothing can be mounted.
     pub fn new(demo: &Running, frozen: &Path, image: &Value, dir: &Path) -> Result<Made> {
-        let all: Vec<String> = std::iter::once(frozen.to_owned())
-            .chain(lowers(demo))
-            .map(|path| path.display().to_string())
-            .collect();
-        let options = CString::new(format!("lowerdir={}", all.join(":")))?;
-        let at = make(dir, "reference")?;
-        mount("overlay", &at, "overlay", MountFlags::RDONLY, Some(options.as_c_str()))?;
-        let reference = Mount(at);
+        let reference = reference(demo, frozen, dir)?;
         let blobs = image["blobs"].as_array().context("no blobs")?.iter().map(path).collect::<Result<_>>()?;
-        Ok(Made { bootstrap: path(&image["bootstrap"])?, blobs, reference })
+        let bootstrap = if image["format"] == "oci" { PathBuf::new() } else { path(&image["bootstrap"])? };
+        Ok(Made { bootstrap, blobs, reference })
     }
 
     /// The image, mounted elsewhere, is what it must be.

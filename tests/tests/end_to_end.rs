@@ -1,4 +1,4 @@
-//! From a busy container to an image, by the command; the image is judged by those who will read it: the kernel's EROFS, `nydus-image`, `nydusd`.
+//! From a busy container to an image, by the command; the image is judged by those who will read it: the kernel's EROFS, `nydus-image`, `nydusd`, umoci.
 //!
 //! The reference is a real overlay mount of the frozen upperdir over the container's lowers. Needs root; for the tools see `rafs_judges.rs`.
 
@@ -7,6 +7,7 @@ use snapshot_engine::demo::Seed;
 use snapshot_tests::judges::{self, Verify, judge, serve};
 use snapshot_tests::made::{Made, path};
 use snapshot_tests::running::Running;
+use snapshot_tests::unpacked::{OciImage, umoci};
 use snapshot_tests::{engine, host, root_or_skip};
 
 const INIT: &str = env!("CARGO_BIN_EXE_demo-init");
@@ -89,4 +90,68 @@ fn what_the_background_completes_is_accepted_and_served_by_nydus() -> Result<()>
     drop(made);
     demo.goes_on()?;
     host::must_be_clean(&programs, dir.path())
+}
+
+/// In the format that any runtime runs: the layers are unpacked by umoci, and by a model of our own; the second image refers to the lowers' layers that
+/// the first has brought.
+#[test]
+fn an_oci_image_unpacks_to_the_frozen_tree_over_its_lowers() -> Result<()> {
+    if !root_or_skip() {
+        return Ok(());
+    }
+    let programs = host::programs();
+    let demo = Running::start(INIT, "end-oci", BUSY, Seed { files: 120, bytes: 8 << 20 })?;
+    let dir = tempfile::Builder::new().prefix("snapshot-end-").tempdir()?;
+    let layout = dir.path().join("layout");
+    let work = dir.path().join("work").to_string_lossy().into_owned();
+    let mut lowers = Vec::new();
+    for (turn, compressor) in ["gzip", "zstd", "gzip"].into_iter().enumerate() {
+        let target = format!("oci:{}:t{turn}", layout.display());
+        let args = ["commit", demo.name(), &target, "--wait", "--format", "oci", "--compressor", compressor];
+        let more =
+            ["--max-pause", "50ms", "--output", "json", "--work-dir", &work, "--message", "end to end"];
+        let change =
+            ["--change", "ENV FROM=snapshot", "--change", r#"CMD ["/x", "y"]"#, "--change", "LABEL a=b"];
+        let result = engine::run([&args[..], &more, &change].concat())?.must_succeed()?.json()?;
+        let report = &result["image"];
+        ensure!(report["format"] == "oci" && report["bootstrap"].is_null(), "{result:#}");
+        let made = Made::new(&demo, &path(&result["old_upper_dir"])?, report, dir.path())?;
+        let image = OciImage::read(&layout, &format!("t{turn}"))?;
+        let run = &image.config["config"];
+        ensure!(run["Cmd"] == serde_json::json!(["/x", "y"]) && run["Labels"]["a"] == "b", "{run:#}");
+        let env = run["Env"].as_array().context("no environment")?;
+        ensure!(env.iter().any(|pair| pair == "FROM=snapshot"), "{run:#}");
+        let last = image.config["history"].as_array().and_then(|h| h.last()).context("no history")?.clone();
+        ensure!(last["comment"] == "end to end" && last["created"] == image.config["created"], "{last:#}");
+        let at = dir.path().join(format!("model-{turn}"));
+        image.unpack(&at)?;
+        made.must_equal(&at).with_context(|| format!("{result:#}"))?;
+        if compressor == "gzip" {
+            let at = dir.path().join(format!("umoci-{turn}"));
+            umoci(&layout, &format!("t{turn}"), &at)?;
+            made.must_equal(&at)?;
+            lowers.push(image.layers[..image.layers.len() - 1].to_vec());
+        }
+    }
+    ensure!(!lowers[0].is_empty() && lowers[0] == lowers[1], "the lowers' layers are made once");
+    demo.goes_on()?;
+    host::must_be_clean(&programs, dir.path())
+}
+
+#[test]
+fn options_of_the_other_format_are_refused_before_anything_is_done() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let target = format!("oci:{}:t", dir.path().join("layout").display());
+    for (options, said) in [
+        ("--format oci --compressor lz4_block", "--format nydus"),
+        ("--format oci --prefetch /etc", "--prefetch"),
+        ("--base-image oci:/x:y", "--format oci"),
+        ("--format tar", "nydus, oci or auto"),
+        ("--change RUN", "CMD, ENTRYPOINT"),
+    ] {
+        let mut args = vec!["commit", "nobody", &target];
+        args.extend(options.split(' '));
+        engine::run(args)?.must_fail(2, &[said])?;
+    }
+    Ok(())
 }

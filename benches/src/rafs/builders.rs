@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use snapshot_engine::chunk::blob::Known;
-use snapshot_engine::image::layer::{self, Options};
+use snapshot_engine::image::layer::{self, Options, Source};
 use snapshot_engine::kernel::uring::Ring;
 use snapshot_engine::model::chunk::{BlobIndex, ChunkSize, Format};
 use snapshot_engine::model::overlay::{self, Namespaces};
@@ -188,7 +188,7 @@ fn ours(source: &Path, out: &Path, compressor: &str, workers: usize) -> Result<(
     let format =
         Format { compressor: compressor.parse()?, chunk_size: ChunkSize::new(1 << 20)?, ..Format::default() };
     let options = Options { format, namespaces: Namespaces::Trusted, workers, sync: false };
-    let made = layer::convert(source, out, Known::default(), BlobIndex(0), options, None, &Silent)?;
+    let made = layer::convert(Source::of(source), out, Known::default(), BlobIndex(0), options, &Silent)?;
     let tree = overlay::merge(None, [made.tree], Namespaces::Trusted)?;
     let blob = made.blob.map(|open| open.finish(options.sync)).transpose()?;
     let blobs: Vec<_> = blob.into_iter().map(|(blob, _)| blob).collect();

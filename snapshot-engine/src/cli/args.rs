@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use snapshot_engine::model::access::Access;
-use snapshot_engine::model::base::KnownImage;
-use snapshot_engine::model::format::{BlobLayout, Compressor, Digester};
+use snapshot_engine::model::base::{KnownImage, LayoutImage};
+use snapshot_engine::model::change::Change;
+use snapshot_engine::model::format::{BlobLayout, Compressor, Digester, ImageFormat};
+use snapshot_engine::model::globs::PathGlob;
 use snapshot_engine::model::nanos::Nanos;
 use snapshot_engine::model::options::{CommitOptions, GateChoice, TrackerChoice, parse_size};
 use snapshot_engine::model::reference::ContainerRef;
@@ -64,6 +66,7 @@ pub(crate) enum Command {
         snapshot-engine seamless-commit --container web --target oci:/var/lib/images:web-1\n  \
         snapshot-engine seamless-commit --container docker://web --target oci:/var/lib/images:web-2\n  \
         snapshot-engine seamless-commit --container web --target registry.example.com/team/web:1 --wait\n  \
+        snapshot-engine seamless-commit --container web --target oci:/var/lib/images:web-3 --format oci --wait\n  \
         snapshot-engine seamless-commit --pid 4711 --target oci:images:db --wait --compressor none\n  \
         snapshot-engine seamless-commit --container db --target oci:images:db --gate fence --max-pause 100us --output json")]
     SeamlessCommit(SeamlessCommit),
@@ -72,6 +75,8 @@ pub(crate) enum Command {
         snapshot-engine commit web oci:/var/lib/images:web-1\n  \
         snapshot-engine commit web localhost:5000/web:1 --target-insecure --wait\n  \
         snapshot-engine commit web oci-archive:web.tar:web-1 --wait\n  \
+        snapshot-engine commit web oci:/var/lib/images:web-2 --change 'ENV DEBUG=1' --change 'CMD [\"serve\"]'\n  \
+        snapshot-engine commit web oci:/var/lib/images:web-3 --without-path '/var/cache/*' --without-path '*.pyc'\n  \
         snapshot-engine commit pid:4711 oci:images:db --wait")]
     Commit(Commit),
     /// List the containers of all runtimes, and what a snapshot of each would be like
@@ -260,12 +265,16 @@ pub(crate) struct How {
     runtimes: Runtimes,
     #[command(flatten)]
     reach: Reach,
-    /// RAFS version of the image: 6, or 5 for readers of old
+    /// What kind of image is made: nydus, oci (tar layers, which any runtime runs), or auto for what the container's own image is
+    #[arg(long, value_name = "FORMAT", default_value_t = ImageFormat::Nydus)]
+    format: ImageFormat,
+    /// RAFS version of a Nydus image: 6, or 5 for readers of old
     #[arg(long, value_name = "5|6", default_value_t = 6)]
     fs_version: u32,
-    /// How chunks are compressed: none, lz4_block, gzip, zstd, or zstd:LEVEL with a level from 1 to 22
-    #[arg(long, value_name = "KIND", default_value_t = Compressor::Lz4Block)]
-    compressor: Compressor,
+    /// How chunks or layers are compressed: none, lz4_block (nydus only, and its default), gzip (the default for oci), zstd, or zstd:LEVEL with
+    /// a level from 1 to 22
+    #[arg(long, value_name = "KIND")]
+    compressor: Option<Compressor>,
     /// How chunks are named: blake3, sha256
     #[arg(long, value_name = "KIND", default_value_t = Digester::Blake3)]
     digest: Digester,
@@ -290,6 +299,14 @@ pub(crate) struct How {
     /// the same options in the same work directory, are taken over from its image
     #[arg(long)]
     full: bool,
+    /// The OCI image the container was started from, in a layout: its layers are referred to instead of made again: oci:DIR:TAG. Without it, it is
+    /// looked for in the target
+    #[arg(long, value_name = "IMAGE")]
+    base_image: Option<LayoutImage>,
+    /// Paths that are left out: what the container wrote there is not in the image, which shows what is below instead. /var/cache/app with all below it, /tmp/*,
+    /// *.pyc anywhere; may be given more than once
+    #[arg(long, value_name = "GLOB")]
+    without_path: Vec<PathGlob>,
     /// What may hold writers back during the cut: auto, none, fence, freezer
     #[arg(long, value_name = "GATE", default_value_t = GateChoice::Auto)]
     gate: GateChoice,
@@ -318,12 +335,17 @@ pub(crate) struct How {
     /// Who made the image
     #[arg(long, value_name = "NAME")]
     author: Option<String>,
+    /// A change to the image's config, an instruction as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL,
+    /// USER, VOLUME, WORKDIR; may be given more than once
+    #[arg(long, short = 'c', value_name = "INSTRUCTION")]
+    change: Vec<Change>,
 }
 
 impl How {
     fn wanted(self, container: ContainerRef, target: ImageTarget) -> Wanted {
         let options = CommitOptions {
             work_dir: self.place.work_dir,
+            format: self.format,
             fs_version: self.fs_version,
             compressor: self.compressor,
             digest: self.digest,
@@ -333,6 +355,8 @@ impl How {
             parent: self.parent,
             chunk_dict: self.chunk_dict,
             full: self.full,
+            base_image: self.base_image,
+            without_paths: self.without_path,
             gate: self.gate,
             tracker: self.tracker,
             max_pause: self.max_pause,
@@ -343,6 +367,7 @@ impl How {
             message: self.message,
             author: self.author,
             access: self.reach.access(Access::default()),
+            changes: self.change,
         };
         Wanted { container, target, wait: self.wait, options, runtimes: self.runtimes, reach: self.reach }
     }

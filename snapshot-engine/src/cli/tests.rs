@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::CommandFactory;
+use snapshot_engine::model::format::{ImageFormat, LayerCompression};
 use snapshot_engine::model::nanos::{Nanos, Span};
 use snapshot_engine::model::options::CommitOptions;
 use snapshot_engine::model::reference::{ContainerRef, Runtime};
@@ -90,7 +91,7 @@ fn options_arrive() {
     let w = wanted(&args.split(' ').collect::<Vec<_>>()).unwrap();
     assert_eq!((w.options.max_pause, w.options.chunk_size), (Nanos(500_000), 64 << 10));
     assert_eq!(
-        (w.options.compressor.to_string(), w.options.keep_frozen, w.wait),
+        (w.options.rafs().unwrap().compressor.to_string(), w.options.keep_frozen, w.wait),
         ("zstd".to_owned(), false, true)
     );
 }
@@ -100,12 +101,33 @@ fn the_format_of_the_image_arrives() {
     let args = "commit c oci:/i:t --fs-version 5 --compressor zstd:19 --digest sha256 --blob-layout inline --prefetch /a --prefetch /b \
                 --parent bootstrap=/p --chunk-dict bootstrap=/d,blobs=/e";
     let options = wanted(&args.split_whitespace().collect::<Vec<_>>()).unwrap().options;
-    let format = options.format().unwrap();
+    let format = options.rafs().unwrap();
     assert_eq!((format.version.number(), format.compressor.to_string()), (5, "zstd:19".to_owned()));
     assert_eq!((format.digester.to_string(), format.layout.to_string()), ("sha256".into(), "inline".into()));
     assert_eq!(options.prefetch, ["/a", "/b"].map(PathBuf::from));
     assert_eq!(options.parent.unwrap().to_string(), "bootstrap=/p");
     assert_eq!(options.chunk_dict[0].to_string(), "bootstrap=/d,blobs=/e");
+}
+
+#[test]
+fn what_an_oci_image_is_made_of_arrives() {
+    let args =
+        "commit c oci:/i:t --format oci --base-image oci:/b:v1 --without-path /tmp/* --without-path *.pyc";
+    let args: Vec<&str> =
+        args.split_whitespace().chain(["--change", "ENV A=b", "-c", r#"CMD ["x"]"#]).collect();
+    let options = wanted(&args).unwrap().options;
+    options.validate().unwrap();
+    assert_eq!((options.format, options.layers()), (ImageFormat::Oci, LayerCompression::Gzip));
+    assert_eq!(options.base_image.unwrap().to_string(), "oci:/b:v1");
+    let changes: Vec<String> = options.changes.iter().map(ToString::to_string).collect();
+    assert_eq!(changes, ["ENV A=b", r#"CMD ["x"]"#]);
+    let without: Vec<String> = options.without_paths.iter().map(ToString::to_string).collect();
+    assert_eq!(without, ["/tmp/*", "*.pyc"]);
+    for bad in
+        [["--change", "RUN x"], ["--without-path", "/"], ["--base-image", "/b:v1"], ["--format", "tar"]]
+    {
+        assert!(wanted(&[&["commit", "c", "oci:/i:t"][..], &bad[..]].concat()).is_err(), "{bad:?}");
+    }
 }
 
 #[test]
@@ -128,6 +150,7 @@ fn the_text_of_a_commit_is_exact() {
         residual_bytes: 0,
         voided: 0,
         tracker: None,
+        delivery: None,
         tracker_misses: 0,
         image: None,
         delivery: None,

@@ -34,6 +34,9 @@ pub use places::Places;
 pub use stopped::Stopped;
 pub use tasks::{Task, tasks};
 
+use std::path::PathBuf;
+
+use crate::model::ids::Ids;
 use crate::model::pid::Pid;
 use crate::model::reference::{ContainerRef, Runtime};
 
@@ -54,6 +57,8 @@ pub struct Target {
     pub cgroup: Cgroup,
     /// Inode number of its mount namespace (`/proc/PID/ns/mnt`).
     pub mount_namespace: u64,
+    /// How it sees owners.
+    pub ids: Ids,
     /// Its root.
     pub overlay: Overlay,
     /// How it was started.
@@ -119,6 +124,7 @@ impl Target {
                 start,
                 cgroup: Cgroup::of(init)?,
                 mount_namespace: process::namespace(init, "mnt").map_err(|e| Error::io(&namespace, e))?,
+                ids: process::ids(init).map_err(|e| Error::io(&process::dir(init), e))?,
                 overlay,
                 config: candidate.config.clone().unwrap_or_else(|| Config::from_process(init)),
                 image: candidate.image.clone(),
@@ -129,6 +135,14 @@ impl Target {
         // Whatever was read of a number that changed hands meanwhile is worth nothing, and so is the error it gave.
         if process::is_alive(init, Some(start)) { target } else { Err(dead()) }
     }
+}
+
+/// Whether a container's lowers come from a Nydus image: by containerd's word for the snapshotter, or because a daemon serves them (FUSE).
+#[must_use]
+pub fn is_nydus(snapshot: Option<&SnapshotKey>, lowers: &[PathBuf]) -> bool {
+    // `FUSE_SUPER_MAGIC` (linux/magic.h).
+    let is_served = |dir: &PathBuf| rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type as u64 == 0x6573_5546);
+    snapshot.is_some_and(|snapshot| snapshot.snapshotter == "nydus") || lowers.iter().any(is_served)
 }
 
 /// The container that a reference means, running or not. Without a scheme every runtime in these places is asked at once; one that does not answer

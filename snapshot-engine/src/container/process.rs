@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{self, Mount};
+use crate::model::ids::{IdMap, Ids};
 use crate::model::pid::Pid;
 
 /// `/proc/PID`.
@@ -75,6 +76,18 @@ pub fn namespace(pid: Pid, kind: &str) -> io::Result<u64> {
     link.to_str()
         .and_then(|s| s.split_once(":[")?.1.strip_suffix(']')?.parse().ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed namespace link"))
+}
+
+/// How the process sees owners: the map of its user namespace.
+///
+/// # Errors
+/// When the process is gone or the engine may not look.
+pub fn ids(pid: Pid) -> io::Result<Ids> {
+    let read = |name| {
+        let text = fs::read_to_string(dir(pid).join(name))?;
+        IdMap::parse(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed map of ids"))
+    };
+    Ok(Ids { users: read("uid_map")?, groups: read("gid_map")? })
 }
 
 /// The process's mount table.

@@ -6,17 +6,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::model::base::KnownImage;
 use crate::model::chunk::Format;
+use crate::model::globs::PathGlobs;
+use crate::model::ids::Ids;
 use crate::model::overlay::Namespaces;
 use crate::model::tree::{NodeId, Tree};
 use crate::rafs;
 
 use super::cache::Cache;
+use super::config::{Base, ImageConfig};
 use super::earlier::Incremental;
 use super::known::{self, Known};
 use super::layer::{self, Options};
-use super::oci::{self, ImageConfig, ManifestDigest, OciTarget};
+use super::oci::{self, ManifestDigest, OciTarget};
 use super::stack::Stack;
-use super::{ImageBlob, ImageError, Progress, remove_scraps, write_atomically};
+use super::{ImageBlob, ImageError, Progress, nydus, remove_scraps, write_atomically};
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -43,6 +46,10 @@ pub struct Request {
     pub prefetch: Vec<PathBuf>,
     /// Which attributes are overlayfs' own: those of the container's mount.
     pub namespaces: Namespaces,
+    /// How the container sees owners.
+    pub ids: Ids,
+    /// What is left out of the upper.
+    pub without: PathGlobs,
     /// Worker threads; 0 for one per CPU.
     pub workers: usize,
     /// What the image's config says.
@@ -134,7 +141,8 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let mut cached_lowers = 0;
     for lower in request.lowers.iter().rev() {
         progress.stage("lower");
-        let cached = cache.layer(lower, options, progress)?;
+        let mut cached = cache.layer(lower, options, progress)?;
+        cached.layer.tree = request.ids.seen(cached.layer.tree);
         cached_lowers += usize::from(cached.hit);
         stack.add_lower(cached)?;
     }
@@ -160,10 +168,12 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let own = stack.next()?;
     let known = std::mem::take(&mut stack.chunks);
     let options = Options { format: request.format, ..options };
-    let upper = layer::convert(&request.upper, &blob_dir, known, own, options, earlier.as_ref(), progress)?;
+    let source =
+        layer::Source { dir: &request.upper, without: Some(&request.without), earlier: earlier.as_ref() };
+    let upper = layer::convert(source, &blob_dir, known, own, options, progress)?;
     let (deduplicated, content_bytes, taken_over_bytes) = (upper.saved, upper.content, upper.taken_over);
     let files = settled.as_ref().map(|settled| upper.chunks(|ino| settled.files.contains_key(&ino)));
-    stack.add_tree(upper.tree);
+    stack.add_tree(request.ids.seen(upper.tree));
     timings.upper = start.elapsed();
 
     let start = Instant::now();
@@ -191,7 +201,8 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     progress.stage("image");
     let (layers, blobs) = stack.used(&boot.blobs, &store)?;
     let care = oci::Care { sync: request.sync, verify: request.resumed };
-    let content = oci::Content { bootstrap: &boot.bytes, version: request.format.version, blobs: &layers };
+    let layers = nydus::layers(&boot.bytes, request.format.version, &layers)?;
+    let content = oci::Content { layers: &layers, base: Base::Merged };
     let manifest = oci::write(&request.target, content, &request.config, request.created, care)?;
     if let (Some(own), Some(settled), Some(files)) = (&request.incremental, settled, files) {
         let used: Vec<_> = (boot.blobs.iter().zip(&blobs))

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use crate::chunk::blob::Known;
-use crate::model::chunk::{BlobIndex, Format};
+use crate::model::chunk::{BlobId, BlobIndex, Format};
 use crate::model::overlay::Namespaces;
 
-use super::layer::{self, Layer, Options};
+use super::layer::{self, Layer, Options, Source};
 use super::sealed::{self, Magic};
 use super::{ImageError, Progress};
 
@@ -88,17 +88,13 @@ impl Cache {
         progress: &dyn Progress,
     ) -> Result<Cached, ImageError> {
         let key = key(lower, options).map_err(ImageError::io("read the lower layer", lower))?;
-        let lock_path = self.dir.join("locks").join(&key);
-        let lock = File::create(&lock_path).map_err(ImageError::io("create the lock", &lock_path))?;
-        // Held until `lock` is dropped, by the kernel's hand even if we are killed.
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(io::Error::from)
-            .map_err(ImageError::io("lock", &lock_path))?;
-        let entry = self.dir.join("layers").join(&key);
+        let _alone = self.alone(&key)?;
+        let entry = self.entry(&key);
         if let Some(cached) = self.load(&entry, options) {
             return Ok(cached);
         }
-        let new = layer::convert(lower, &self.blobs(), Known::new(), BlobIndex(0), options, None, progress)?;
+        let source = Source::of(lower);
+        let new = layer::convert(source, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
         let (blob, blob_path) = new.blob.map(|open| open.finish(options.sync)).transpose()?.unzip();
         let layer = Layer { tree: new.tree, blob };
         sealed::write(&entry, MAGIC, &layer, options.sync)
@@ -106,53 +102,101 @@ impl Cache {
         Ok(Cached { layer, blob_path, hit: false })
     }
 
-    /// An entry, if it is whole, and its blob too. The blob's bytes are not hashed, only its length is compared.
+    /// Nobody else converts what has this key, until the value is dropped; by the kernel's hand even if we are killed.
+    pub(super) fn alone(&self, key: &str) -> Result<File, ImageError> {
+        let path = self.dir.join("locks").join(key);
+        let lock = File::create(&path).map_err(ImageError::io("create the lock", &path))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(io::Error::from)
+            .map_err(ImageError::io("lock", &path))?;
+        Ok(lock)
+    }
+
+    /// Where the entry of a key is.
+    pub(super) fn entry(&self, key: &str) -> PathBuf {
+        self.dir.join("layers").join(key)
+    }
+
+    /// The file of a blob, if it is whole. Its bytes are not hashed, only its length is compared.
+    pub(super) fn blob(&self, id: &BlobId, size: u64) -> Option<PathBuf> {
+        let path = self.blobs().join(id.to_string());
+        if std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == size) {
+            return Some(path);
+        }
+        tracing::warn!(blob = %path.display(), "missing blob: converting the layer again");
+        None
+    }
+
+    /// An entry and its blob.
     fn load(&self, entry: &Path, options: Options) -> Option<Cached> {
         let layer: Layer = sealed::read(entry, MAGIC)?;
         layer.tree.check().ok()?;
         let blob_path = match &layer.blob {
             None => None,
-            Some(blob) => {
-                let path = self.blobs().join(blob.id.to_string());
-                let whole = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == blob.file_size);
-                if !whole || blob.format != options.format {
-                    tracing::warn!(blob = %path.display(), "missing blob: converting the layer again");
-                    return None;
-                }
-                Some(path)
-            }
+            Some(blob) if blob.format != options.format => return None,
+            Some(blob) => Some(self.blob(&blob.id, blob.file_size)?),
         };
         Some(Cached { layer, blob_path, hit: true })
     }
 }
 
-/// What stands for the content of a lower.
-fn key(lower: &Path, options: Options) -> io::Result<String> {
-    let path = lower.canonicalize()?;
-    let root = std::fs::metadata(&path)?;
-    let mut hash = blake3::Hasher::new();
-    let mut put = |bytes: &[u8]| {
-        hash.update(&(bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    put(MAGIC);
-    put(path.as_os_str().as_bytes());
-    for number in [root.dev(), root.ino(), root.ctime().cast_unsigned(), root.ctime_nsec().cast_unsigned()] {
-        put(&number.to_le_bytes());
+/// What stands for something in the cache: everything it depends on, put together.
+pub(super) struct Key(blake3::Hasher);
+
+impl Key {
+    /// One of a kind.
+    pub(super) fn new(kind: &[u8]) -> Key {
+        let mut key = Key(blake3::Hasher::new());
+        key.put(kind);
+        key
     }
+
+    /// It depends on this.
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// It depends on the content of a directory that nobody changes.
+    pub(super) fn put_layer(&mut self, lower: &Path) -> io::Result<()> {
+        let path = lower.canonicalize()?;
+        let root = std::fs::metadata(&path)?;
+        self.put(path.as_os_str().as_bytes());
+        for number in
+            [root.dev(), root.ino(), root.ctime().cast_unsigned(), root.ctime_nsec().cast_unsigned()]
+        {
+            self.put(&number.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    /// It depends on which marks are overlayfs'.
+    pub(super) fn put_namespaces(&mut self, namespaces: Namespaces) {
+        self.put(&[match namespaces {
+            Namespaces::Trusted => 0,
+            Namespaces::User => 1,
+            Namespaces::Both => 2,
+        }]);
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> String {
+        self.0.finalize().to_hex().to_string()
+    }
+}
+
+fn key(lower: &Path, options: Options) -> io::Result<String> {
+    let mut key = Key::new(MAGIC);
+    key.put_layer(lower)?;
     let Options { format, namespaces, workers: _, sync: _ } = options;
     let Format { version, compressor, digester, chunk_size, layout } = format;
-    put(&version.number().to_le_bytes());
-    put(compressor.to_string().as_bytes());
-    put(digester.to_string().as_bytes());
-    put(&chunk_size.bytes().to_le_bytes());
-    put(layout.to_string().as_bytes());
-    put(&[match namespaces {
-        Namespaces::Trusted => 0,
-        Namespaces::User => 1,
-        Namespaces::Both => 2,
-    }]);
-    Ok(hash.finalize().to_hex().to_string())
+    key.put(&version.number().to_le_bytes());
+    key.put(compressor.to_string().as_bytes());
+    key.put(digester.to_string().as_bytes());
+    key.put(&chunk_size.bytes().to_le_bytes());
+    key.put(layout.to_string().as_bytes());
+    key.put_namespaces(namespaces);
+    Ok(key.name())
 }
 
 #[cfg(test)]

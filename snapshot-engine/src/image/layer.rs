@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::blob::{Known, OpenBlob};
 use crate::chunk::convert::{self, Job};
 use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
+use crate::model::globs::PathGlobs;
 use crate::model::overlay::Namespaces;
 use crate::model::tree::{Kind, NodeId, Tree};
 
@@ -20,6 +21,25 @@ pub struct Layer {
     pub tree: Tree,
     /// The blob made of it.
     pub blob: Option<Blob>,
+}
+
+/// What to convert.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The directory.
+    pub dir: &'a Path,
+    /// What is left out of it.
+    pub without: Option<&'a PathGlobs>,
+    /// What an earlier image has of it.
+    pub earlier: Option<&'a Earlier>,
+}
+
+impl<'a> Source<'a> {
+    /// All of a directory, of which nothing is known.
+    #[must_use]
+    pub fn of(dir: &'a Path) -> Source<'a> {
+        Source { dir, without: None, earlier: None }
+    }
 }
 
 /// How to convert.
@@ -65,21 +85,21 @@ impl Conversion {
     }
 }
 
-/// Converts the tree at `dir`. Chunks in `known` are referred to, new ones go into a blob in `blob_dir` that the tree calls
-/// `own`. Files that `earlier` has, with all their chunks in `known`, are not read.
+/// Converts a directory. Chunks in `known` are referred to, new ones go into a blob in `blob_dir` that the tree calls `own`. Of files that an earlier
+/// image has, those with all their chunks in `known` are not read.
 ///
 /// # Errors
 /// When the tree cannot be read, changes meanwhile, or the blob cannot be written; then no blob is left behind.
 pub fn convert(
-    dir: &Path,
+    source: Source<'_>,
     blob_dir: &Path,
     known: Known,
     own: BlobIndex,
     options: Options,
-    earlier: Option<&Earlier>,
     progress: &dyn Progress,
 ) -> Result<Conversion, ImageError> {
-    let walked = walk::walk(dir, options.format.chunk_size, options.namespaces, options.workers)?;
+    let Source { dir, without, earlier } = source;
+    let walked = walk::walk(dir, options.format.chunk_size, options.namespaces, options.workers, without)?;
     let mut tree = walked.tree;
     let mut fill = |id: NodeId, chunks| {
         if let Some(Kind::File(content)) = tree.get_mut(id).map(|node| &mut node.kind) {

@@ -9,13 +9,16 @@
 //! Lowers never change, so what they become is kept by identity and options. The upper's chunks are looked for in all lowers'
 //! blobs first, and in those of the image that an earlier snapshot of the same upperdir became ([`earlier`]). [`build::build`] walks the whole way.
 
+pub mod archive;
 pub mod build;
 pub mod cache;
 pub mod compare;
+pub mod config;
 pub mod earlier;
 pub mod known;
 pub mod layer;
 pub mod mount;
+pub mod nydus;
 pub mod oci;
 mod sealed;
 mod stack;
@@ -99,6 +102,24 @@ pub enum ImageError {
     NoBlob {
         /// Its id.
         id: BlobId,
+    },
+    /// The tree has something that the format cannot hold.
+    #[error("`{}` cannot be in a layer of an OCI image: {what}; make a Nydus image, or leave it out", path.display())]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        what: &'static str,
+    },
+    /// The image that was given as the base cannot be that.
+    #[error("the image `{tag}` in `{}` cannot be the base: {what}", dir.display())]
+    NoBase {
+        /// The layout.
+        dir: PathBuf,
+        /// Its tag there.
+        tag: String,
+        /// Why.
+        what: String,
     },
     /// A file of the engine's own could not be read or written.
     #[error("cannot {what} `{}`", path.display())]

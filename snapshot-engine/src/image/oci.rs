@@ -1,39 +1,32 @@
-//! An OCI image layout with a Nydus image in it: the target `oci:DIR:TAG`.
+//! An OCI image layout: the target `oci:DIR:TAG`.
 //!
 //! ```text
 //! DIR/oci-layout                 {"imageLayoutVersion":"1.0.0"}
 //! DIR/index.json                 tag -> manifest       replaced last, by one rename, under a lock on DIR
-//! DIR/blobs/sha256/...           manifest, config, blob layers (hard links to the cache where possible), bootstrap layer
+//! DIR/blobs/sha256/...           manifest, config, layers (hard links to the cache where possible)
 //! ```
 //!
-//! Everything is on disk before `index.json` names it: a crash leaves at most blobs nobody names. Media types and
-//! annotations are those of nydusify and the nydus snapshotter (contrib/nydusify/pkg/utils/constant.go,
-//! nydus-snapshotter pkg/label/label.go).
+//! Everything is on disk before `index.json` names it: a crash leaves at most blobs nobody names.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::chunk::{BlobId, FsVersion};
+use crate::model::chunk::BlobId;
 use crate::model::rfc3339::rfc3339;
 
+use super::config::{Base, ImageConfig};
 use super::{ImageError, remove_scraps, write_atomically};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const NYDUS_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
-const BOOTSTRAP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Where the snapshotter looks for the bootstrap in its layer.
-const BOOTSTRAP_NAME: &str = "image/image.boot";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Where to put the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,59 +63,39 @@ fn is_tag(tag: &str) -> bool {
     tag.starts_with(word) && tag.ends_with(word) && tag.chars().all(|c| word(c) || "-._:@/+".contains(c))
 }
 
-/// What the image's config says.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageConfig {
-    /// Default arguments.
-    pub cmd: Vec<String>,
-    /// What is run.
-    pub entrypoint: Vec<String>,
-    /// `NAME=value`.
-    pub env: Vec<String>,
-    /// User, or user:group.
-    pub user: String,
-    /// Working directory.
-    pub workdir: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Ports as `80/tcp`.
-    pub exposed_ports: Vec<String>,
-    /// Paths of volumes.
-    pub volumes: Vec<String>,
-    /// Signal that stops the container.
-    pub stop_signal: String,
-    /// Who made the snapshot.
-    pub author: String,
-    /// Why.
-    pub message: String,
-    /// The command that made it.
-    pub created_by: String,
-    /// Architecture as Go names it; empty for this machine's.
-    pub architecture: String,
-    /// How the base came about: its own history entries, in the form of the image config.
-    pub base_history: Vec<Value>,
+/// Where the bytes of a layer are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bytes {
+    /// In a file.
+    File(PathBuf),
+    /// Here.
+    Here(Vec<u8>),
 }
 
-/// A blob to put into the image.
+/// A layer of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlobLayer {
-    /// Its id.
+pub struct Layer {
+    /// What it is.
+    pub media_type: String,
+    /// The digest of its bytes.
     pub id: BlobId,
-    /// Where it is now.
-    pub path: PathBuf,
-    /// Its length.
+    /// How many.
     pub size: u64,
+    /// The digest of its bytes before they were compressed, as `sha256:HEX`.
+    pub diff_id: String,
+    /// Notes to its descriptor; null if there are none.
+    pub annotations: Value,
+    /// Where they are.
+    pub bytes: Bytes,
 }
 
 /// What the image consists of.
 #[derive(Debug, Clone, Copy)]
 pub struct Content<'a> {
-    /// The bootstrap.
-    pub bootstrap: &'a [u8],
-    /// The version of RAFS it is in.
-    pub version: FsVersion,
-    /// The blobs, in the order of its table.
-    pub blobs: &'a [BlobLayer],
+    /// The layers, the lowest first.
+    pub layers: &'a [Layer],
+    /// Which of them are those of the base.
+    pub base: Base,
 }
 
 /// How far the target's disk is trusted.
@@ -170,7 +143,6 @@ pub fn write(
     care: Care,
 ) -> Result<ManifestDigest, ImageError> {
     let sync = care.sync;
-    let Content { bootstrap, version, blobs } = content;
     if !is_tag(&target.tag) {
         return Err(ImageError::BadTag { tag: target.tag.clone() });
     }
@@ -193,35 +165,27 @@ pub fn write(
 
     let mut layers = Vec::new();
     let mut diff_ids = Vec::new();
-    for blob in blobs {
-        let path = store.join(blob.id.to_string());
-        place(blob, &path, care).map_err(ImageError::io("place the blob", &path))?;
-        let digest = format!("sha256:{}", blob.id);
-        layers.push(json!({
-            "mediaType": NYDUS_BLOB,
-            "digest": digest,
-            "size": blob.size,
-            "annotations": {
-                "containerd.io/snapshot/nydus-blob": "true",
-                "containerd.io/uncompressed": digest,
-            },
-        }));
-        diff_ids.push(digest);
+    for layer in content.layers {
+        let path = store.join(layer.id.to_string());
+        match &layer.bytes {
+            Bytes::File(from) => {
+                place(layer, from, &path, care).map_err(ImageError::io("place the blob", &path))?;
+            }
+            Bytes::Here(bytes) => {
+                write_atomically(&path, bytes, sync).map_err(ImageError::io("write", &path))?;
+            }
+        }
+        let digest = format!("sha256:{}", layer.id);
+        let mut descriptor = json!({"mediaType": layer.media_type, "digest": digest, "size": layer.size});
+        if !layer.annotations.is_null() {
+            descriptor["annotations"] = layer.annotations.clone();
+        }
+        layers.push(descriptor);
+        diff_ids.push(layer.diff_id.clone());
     }
-    let tar = bootstrap_tar(bootstrap).map_err(ImageError::io("pack", Path::new(BOOTSTRAP_NAME)))?;
-    let diff_id = digest(&tar);
-    let packed = gzip(&tar).map_err(ImageError::io("compress", Path::new(BOOTSTRAP_NAME)))?;
-    let mut layer = put(&store, BOOTSTRAP, &packed, sync)?;
-    layer["annotations"] = json!({
-        "containerd.io/snapshot/nydus-bootstrap": "true",
-        "containerd.io/snapshot/nydus-fs-version": version.number().to_string(),
-        "containerd.io/uncompressed": diff_id,
-    });
-    layers.push(layer);
-    diff_ids.push(diff_id);
 
     let created = rfc3339(created);
-    let config = put(&store, CONFIG, &pretty(&config_document(config, &created, &diff_ids)), sync)?;
+    let config = put(&store, CONFIG, &pretty(&config.document(&created, &diff_ids, content.base)), sync)?;
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -252,8 +216,8 @@ pub fn write(
     Ok(name)
 }
 
-struct Index {
-    document: Value,
+pub(super) struct Index {
+    pub(super) document: Value,
 }
 
 impl Index {
@@ -309,7 +273,7 @@ fn is_layout(dir: &Path) -> Result<bool, ImageError> {
     }
 }
 
-fn read_index(dir: &Path) -> Result<Index, ImageError> {
+pub(super) fn read_index(dir: &Path) -> Result<Index, ImageError> {
     let path = dir.join("index.json");
     let document = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
@@ -326,8 +290,15 @@ fn read_index(dir: &Path) -> Result<Index, ImageError> {
 }
 
 /// Brings a blob into the store: a hard link where the file system allows, else a copy (a clone where it can).
-fn place(blob: &BlobLayer, to: &Path, care: Care) -> io::Result<()> {
-    let (from, sync) = (blob.path.as_path(), care.sync);
+fn place(blob: &Layer, from: &Path, to: &Path, care: Care) -> io::Result<()> {
+    let sync = care.sync;
+    if from == to {
+        // A layer of an image that is in this layout: it is not ours to replace.
+        return match std::fs::metadata(to)?.len() == blob.size && (!care.verify || is_whole(to, &blob.id)) {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is not what its digest says")),
+        };
+    }
     let there = std::fs::metadata(to).is_ok_and(|m| m.len() == blob.size);
     if there && (!care.verify || is_whole(to, &blob.id)) {
         return Ok(());
@@ -388,7 +359,7 @@ fn same_file_system(a: &Path, b: &Path) -> bool {
     device(a).is_some_and(|a| Some(a) == device(b))
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(super) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
@@ -402,98 +373,6 @@ fn put(store: &Path, media_type: &str, bytes: &[u8], sync: bool) -> Result<Value
 
 fn pretty(document: &Value) -> Vec<u8> {
     document.to_string().into_bytes()
-}
-
-fn bootstrap_tar(bootstrap: &[u8]) -> io::Result<Vec<u8>> {
-    let mut tar = tar::Builder::new(Vec::with_capacity(bootstrap.len() + 4096));
-    let header = |kind, mode, size| {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size);
-        header
-    };
-    tar.append_data(&mut header(tar::EntryType::Directory, 0o755, 0), "image/", io::empty())?;
-    let mut file = header(tar::EntryType::Regular, 0o644, bootstrap.len() as u64);
-    tar.append_data(&mut file, BOOTSTRAP_NAME, bootstrap)?;
-    tar.into_inner()
-}
-
-fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    // No time and no name in the header: equal bootstraps give equal layers.
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
-    gzip.write_all(bytes)?;
-    gzip.finish()
-}
-
-fn config_document(config: &ImageConfig, created: &str, diff_ids: &[String]) -> Value {
-    let mut run = serde_json::Map::new();
-    let mut set = |name: &str, value: Value, empty: bool| {
-        if !empty {
-            run.insert(name.to_owned(), value);
-        }
-    };
-    let names = |list: &[String]| Value::Object(list.iter().map(|n| (n.clone(), json!({}))).collect());
-    set("Cmd", json!(config.cmd), config.cmd.is_empty());
-    set("Entrypoint", json!(config.entrypoint), config.entrypoint.is_empty());
-    set("Env", json!(config.env), config.env.is_empty());
-    set("User", json!(config.user), config.user.is_empty());
-    set("WorkingDir", json!(config.workdir), config.workdir.is_empty());
-    set("Labels", json!(config.labels), config.labels.is_empty());
-    set("ExposedPorts", names(&config.exposed_ports), config.exposed_ports.is_empty());
-    set("Volumes", names(&config.volumes), config.volumes.is_empty());
-    set("StopSignal", json!(config.stop_signal), config.stop_signal.is_empty());
-
-    // The base's layers are no layers of this image: its history is told, but counts no layer.
-    let mut history: Vec<Value> = config.base_history.clone();
-    for entry in &mut history {
-        if entry.is_object() {
-            entry["empty_layer"] = json!(true);
-        }
-    }
-    for _ in 1..diff_ids.len() {
-        history.push(json!({"created": created, "created_by": "snapshot-engine: blob"}));
-    }
-    let by = if config.created_by.is_empty() { "snapshot-engine" } else { &config.created_by };
-    let mut last = json!({"created": created, "created_by": by});
-    if !config.message.is_empty() {
-        last["comment"] = json!(config.message);
-    }
-    if !config.author.is_empty() {
-        last["author"] = json!(config.author);
-    }
-    history.push(last);
-
-    let architecture = match config.architecture.as_str() {
-        "" => go_architecture(std::env::consts::ARCH),
-        given => given,
-    };
-    let mut document = json!({
-        "created": created,
-        "architecture": architecture,
-        "os": "linux",
-        "config": run,
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "history": history,
-    });
-    if !config.author.is_empty() {
-        document["author"] = json!(config.author);
-    }
-    document
-}
-
-fn go_architecture(rust: &str) -> &str {
-    match rust {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::rafs::RafsError;
 use super::cache::Cached;
 use super::known::Known;
 use super::layer::{self, Layer};
-use super::oci::BlobLayer;
+use super::nydus::BlobLayer;
 use super::{ImageBlob, ImageError};
 
 /// What the image will consist of.

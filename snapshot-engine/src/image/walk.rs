@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::chunk::convert::Source;
 use crate::kernel::beneath::{Dir, Stat, Xattrs, stat_fd, xattrs_fd};
 use crate::kernel::descent::{Opener, Places};
+use crate::model::globs::PathGlobs;
 use crate::model::overlay::{Marks, Namespaces};
 use crate::model::tree::{Content, Kind, Meta, Mtime, Node, NodeId, Rdev, Tree};
 
@@ -61,6 +62,7 @@ struct Queue {
 struct Walk<'a> {
     layer: &'a Path,
     root: &'a Dir,
+    without: Option<&'a PathGlobs>,
     queue: Mutex<Queue>,
     changed: Condvar,
     entries: AtomicU64,
@@ -71,12 +73,13 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Walks the tree at `layer`.
+/// Walks the tree at `layer`, but for what is to be left out of it.
 pub(super) fn walk(
     layer: &Path,
     chunk_size: crate::model::chunk::ChunkSize,
     namespaces: Namespaces,
     threads: usize,
+    without: Option<&PathGlobs>,
 ) -> Result<Walked, ImageError> {
     let failed = |source| ImageError::Walk { path: layer.to_owned(), source };
     let root = Dir::open(layer).map_err(failed)?;
@@ -85,6 +88,7 @@ pub(super) fn walk(
     let walk = Walk {
         layer,
         root: &root,
+        without,
         queue: Mutex::new(Queue { todo: vec![0], listings: vec![Vec::new()], ..Queue::default() }),
         changed: Condvar::new(),
         entries: AtomicU64::new(0),
@@ -155,6 +159,10 @@ impl Walk<'_> {
         let failed = |source| ImageError::Walk { path: path(), source };
         let dir = dir.map_err(failed)?;
         let mut entries = dir.entries_at_most(MAX_ENTRIES as usize).map_err(failed)?;
+        if let Some(without) = self.without.filter(|without| !without.is_empty()) {
+            let dir = if index == 0 { PathBuf::from("/") } else { Path::new("/").join(path()) };
+            entries.retain(|entry| !without.matches(&dir.join(OsStr::from_bytes(entry.name.to_bytes()))));
+        }
         let total = self.entries.fetch_add(entries.len() as u64, Ordering::Relaxed) + entries.len() as u64;
         let too_large = |what, most| ImageError::TooLarge { layer: self.layer.to_owned(), what, most };
         if total > MAX_ENTRIES {

@@ -1,4 +1,4 @@
-//! An image named as something to build on: `bootstrap=FILE[,blobs=DIR]`.
+//! Images named as something to build on: `bootstrap=FILE[,blobs=DIR]` a Nydus image, `oci:DIR:TAG` an OCI image in a layout.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -60,6 +60,51 @@ impl fmt::Display for KnownImage {
     }
 }
 
+/// An OCI image in a layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutImage {
+    /// The layout.
+    #[serde(with = "paths")]
+    pub dir: PathBuf,
+    /// Its tag there.
+    pub tag: String,
+}
+
+/// A text that names no image in a layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no image in a layout: give oci:DIR:TAG")]
+pub struct BadLayoutImage(String);
+
+impl LayoutImage {
+    /// The same with an absolute path.
+    ///
+    /// # Errors
+    /// When the working directory is not known.
+    pub fn absolute(self) -> std::io::Result<LayoutImage> {
+        Ok(LayoutImage { dir: std::path::absolute(self.dir)?, tag: self.tag })
+    }
+}
+
+impl FromStr for LayoutImage {
+    type Err = BadLayoutImage;
+
+    fn from_str(text: &str) -> Result<LayoutImage, BadLayoutImage> {
+        let parts = text.strip_prefix("oci:").and_then(|rest| rest.rsplit_once(':'));
+        match parts {
+            Some((dir, tag)) if !dir.is_empty() && !tag.is_empty() => {
+                Ok(LayoutImage { dir: dir.into(), tag: tag.to_owned() })
+            }
+            _ => Err(BadLayoutImage(text.escape_debug().to_string())),
+        }
+    }
+}
+
+impl fmt::Display for LayoutImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "oci:{}:{}", self.dir.display(), self.tag)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +116,16 @@ mod tests {
         }
         for bad in ["", "/a/image.boot", "bootstrap=", "bootstrap=a,blobs=", "blobs=/c"] {
             assert!(bad.parse::<KnownImage>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn images_in_layouts_are_named_as_targets_are() {
+        let image: LayoutImage = "oci:/a:b:v1".parse().unwrap();
+        assert_eq!((image.dir.to_str(), image.tag.as_str()), (Some("/a:b"), "v1"));
+        assert_eq!(image.to_string(), "oci:/a:b:v1");
+        for bad in ["", "/a:b", "oci:/a", "oci::b", "oci:/a:"] {
+            assert!(bad.parse::<LayoutImage>().is_err(), "{bad}");
         }
     }
 }

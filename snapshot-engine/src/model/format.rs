@@ -53,6 +53,9 @@ impl FsVersion {
 pub struct ZstdLevel(i32);
 
 impl ZstdLevel {
+    /// The level `nydus-image` compresses at (utils/src/compress/mod.rs, `zstd_compress`).
+    pub const DEFAULT: ZstdLevel = ZstdLevel(3);
+
     /// Checks a level.
     #[must_use]
     pub fn new(level: i32) -> Option<ZstdLevel> {
@@ -67,9 +70,43 @@ impl ZstdLevel {
 }
 
 impl Default for ZstdLevel {
-    /// The level `nydus-image` compresses at (utils/src/compress/mod.rs, `zstd_compress`).
     fn default() -> ZstdLevel {
-        ZstdLevel(3)
+        ZstdLevel::DEFAULT
+    }
+}
+
+/// How a layer of an OCI image is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum LayerCompression {
+    /// Not at all.
+    None,
+    /// What every runtime and registry takes.
+    #[default]
+    Gzip,
+    /// Smaller and quicker: docker 23, containerd 1.5, podman 4.
+    Zstd(ZstdLevel),
+}
+
+impl LayerCompression {
+    /// That of a compressor; `None` for one that layers cannot have.
+    #[must_use]
+    pub fn of(compressor: Compressor) -> Option<LayerCompression> {
+        match compressor {
+            Compressor::None => Some(LayerCompression::None),
+            Compressor::Gzip => Some(LayerCompression::Gzip),
+            Compressor::Zstd(level) => Some(LayerCompression::Zstd(level)),
+            Compressor::Lz4Block => None,
+        }
+    }
+
+    /// The layer's media type (image-spec, `media-types.md`).
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            LayerCompression::None => "application/vnd.oci.image.layer.v1.tar",
+            LayerCompression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            LayerCompression::Zstd(_) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        }
     }
 }
 
@@ -192,6 +229,17 @@ words! {
         Blake3 = "blake3",
         /// SHA-256.
         Sha256 = "sha256",
+    }
+
+    /// What kind of image is made.
+    ImageFormat as "format", "nydus, oci or auto" {
+        /// A Nydus image: RAFS, read on demand.
+        #[default]
+        Nydus = "nydus",
+        /// An OCI image of tar layers, which any runtime runs.
+        Oci = "oci",
+        /// What the container's own image is.
+        Auto = "auto",
     }
 
     /// What a blob has besides its chunks.

@@ -2,11 +2,16 @@
 
 pub mod access;
 pub mod base;
+pub mod change;
+pub mod changeset;
 pub mod chunk;
+pub mod config;
 pub mod dirty;
 pub mod fault;
 pub mod format;
+pub mod globs;
 pub mod identity;
+pub mod ids;
 pub mod inode;
 pub mod nanos;
 pub mod options;

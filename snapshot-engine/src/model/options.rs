@@ -4,12 +4,16 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::access::Access;
-use super::base::KnownImage;
+use super::base::{KnownImage, LayoutImage};
+use super::change::Change;
 use super::fault::{Class, Fault};
-use super::format::{BlobLayout, ChunkSize, Compressor, Digester, Format, FsVersion};
+use super::format::{
+    BlobLayout, ChunkSize, Compressor, Digester, Format, FsVersion, ImageFormat, LayerCompression,
+};
+use super::globs::PathGlob;
 use super::nanos::Nanos;
 use super::paths;
 use super::snapshot::Gate;
@@ -41,6 +45,14 @@ pub enum Error {
     /// The fence needs the tracker's programs.
     #[error("the gate `{0}` needs the tracker")]
     GateNeedsTracker(Gate),
+    /// An option that only images of another format have.
+    #[error("`{option}` is for images of the format {other}")]
+    OtherFormat {
+        /// The option.
+        option: &'static str,
+        /// The format that has it.
+        other: ImageFormat,
+    },
     /// A word that is not one of the choices.
     #[error("`{given}` is not a {what}")]
     Choice {
@@ -71,6 +83,7 @@ impl Fault for Error {
             Error::BackgroundWorkers(_) => "use 1 to 256 workers".to_owned(),
             Error::MaxPause(_) => "use a duration from 1us to 1m".to_owned(),
             Error::GateNeedsTracker(_) => "use --gate freezer with --tracker none".to_owned(),
+            Error::OtherFormat { option, other } => format!("use --format {other}, or leave {option} out"),
             Error::Choice { choices, .. } => format!("choose one of {choices}"),
         })
     }
@@ -170,10 +183,14 @@ pub struct CommitOptions {
     /// Where snapshots are kept.
     #[serde(with = "paths")]
     pub work_dir: PathBuf,
+    /// What kind of image is made.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub format: ImageFormat,
     /// RAFS version of the image.
     pub fs_version: u32,
-    /// How chunks are compressed.
-    pub compressor: Compressor,
+    /// How chunks or layers are compressed; `None` for what goes with the format: `lz4_block` or `gzip`.
+    #[serde(serialize_with = "compressor")]
+    pub compressor: Option<Compressor>,
     /// How chunks are named.
     pub digest: Digester,
     /// Size of a chunk in bytes.
@@ -193,6 +210,12 @@ pub struct CommitOptions {
     /// Read every file, and refer to no blob of an earlier snapshot of the same container.
     #[serde(default, skip_serializing_if = "is_default")]
     pub full: bool,
+    /// The OCI image that the container was started from, in a layout: its layers are referred to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_image: Option<LayoutImage>,
+    /// Paths of the container that are left out of the image: it shows there what is below the container's own layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_paths: Vec<PathGlob>,
     /// Which gate may be used.
     pub gate: GateChoice,
     /// Whether the tracker is used.
@@ -214,6 +237,15 @@ pub struct CommitOptions {
     /// How the target is reached.
     #[serde(default, skip_serializing_if = "is_default")]
     pub access: Access,
+    /// Changes to the config of the image, in the order they are carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+/// Engines that knew but one default want it written.
+#[expect(clippy::ref_option, reason = "serde asks with a reference")]
+fn compressor<S: Serializer>(compressor: &Option<Compressor>, serializer: S) -> Result<S::Ok, S::Error> {
+    compressor.unwrap_or(Compressor::Lz4Block).serialize(serializer)
 }
 
 /// What is as it always was is not written: records of before and after an option came are the same.
@@ -225,8 +257,9 @@ impl Default for CommitOptions {
     fn default() -> Self {
         CommitOptions {
             work_dir: "/tmp".into(),
+            format: ImageFormat::Nydus,
             fs_version: 6,
-            compressor: Compressor::Lz4Block,
+            compressor: None,
             digest: Digester::Blake3,
             chunk_size: 1 << 20,
             blob_layout: BlobLayout::Plain,
@@ -234,6 +267,8 @@ impl Default for CommitOptions {
             parent: None,
             chunk_dict: Vec::new(),
             full: false,
+            base_image: None,
+            without_paths: Vec::new(),
             gate: GateChoice::Auto,
             tracker: TrackerChoice::Auto,
             max_pause: Nanos(1_000_000),
@@ -244,6 +279,7 @@ impl Default for CommitOptions {
             message: None,
             author: None,
             access: Access::default(),
+            changes: Vec::new(),
         }
     }
 }
@@ -262,8 +298,9 @@ macro_rules! builder {
 impl CommitOptions {
     builder! {
         work_dir: PathBuf,
+        format: ImageFormat,
         fs_version: u32,
-        compressor: Compressor,
+        compressor: Option<Compressor>,
         digest: Digester,
         chunk_size: u64,
         blob_layout: BlobLayout,
@@ -271,6 +308,8 @@ impl CommitOptions {
         parent: Option<KnownImage>,
         chunk_dict: Vec<KnownImage>,
         full: bool,
+        base_image: Option<LayoutImage>,
+        without_paths: Vec<PathGlob>,
         gate: GateChoice,
         tracker: TrackerChoice,
         max_pause: Nanos,
@@ -281,13 +320,14 @@ impl CommitOptions {
         message: Option<String>,
         author: Option<String>,
         access: Access,
+        changes: Vec<Change>,
     }
 
-    /// How the image is to be written.
+    /// How a Nydus image is to be written.
     ///
     /// # Errors
     /// When there is no such format.
-    pub fn format(&self) -> Result<Format, Error> {
+    pub fn rafs(&self) -> Result<Format, Error> {
         let version = FsVersion::of(self.fs_version).ok_or(Error::FsVersion(self.fs_version))?;
         let chunk_size = ChunkSize::new(self.chunk_size).map_err(|bad| Error::ChunkSize(bad.0))?;
         if version == FsVersion::V5 && self.blob_layout.has_toc() {
@@ -295,11 +335,60 @@ impl CommitOptions {
         }
         Ok(Format {
             version,
-            compressor: self.compressor,
+            compressor: self.compressor.unwrap_or(Compressor::Lz4Block),
             digester: self.digest,
             chunk_size,
             layout: self.blob_layout,
         })
+    }
+
+    /// The same with what goes with the format in place of what was left open.
+    #[must_use]
+    pub fn settled(mut self) -> Self {
+        self.compressor = self.compressor.or(match self.format {
+            ImageFormat::Nydus => Some(Compressor::Lz4Block),
+            ImageFormat::Oci => Some(Compressor::Gzip),
+            // Which it is only the container tells.
+            ImageFormat::Auto => None,
+        });
+        self
+    }
+
+    /// Whether an engine of before there were formats would make the same image of it.
+    #[must_use]
+    pub fn is_of_old(&self) -> bool {
+        self.format == ImageFormat::Nydus && self.changes.is_empty() && self.without_paths.is_empty()
+    }
+
+    /// How the layers of an OCI image are to be compressed.
+    #[must_use]
+    pub fn layers(&self) -> LayerCompression {
+        self.compressor.and_then(LayerCompression::of).unwrap_or_default()
+    }
+
+    /// What was asked for that the format does not have. With `auto` each has what it can.
+    fn of_another_format(&self) -> Result<(), Error> {
+        let usual = CommitOptions::default();
+        let nydus = [
+            ("--fs-version", self.fs_version != usual.fs_version),
+            ("--digest", self.digest != usual.digest),
+            ("--chunk-size", self.chunk_size != usual.chunk_size),
+            ("--blob-layout", self.blob_layout != usual.blob_layout),
+            ("--prefetch", !self.prefetch.is_empty()),
+            ("--parent", self.parent.is_some()),
+            ("--chunk-dict", !self.chunk_dict.is_empty()),
+            ("--compressor lz4_block", self.compressor == Some(Compressor::Lz4Block)),
+        ];
+        let oci = [("--base-image", self.base_image.is_some())];
+        let (options, other) = match self.format {
+            ImageFormat::Auto => return Ok(()),
+            ImageFormat::Oci => (&nydus[..], ImageFormat::Nydus),
+            ImageFormat::Nydus => (&oci[..], ImageFormat::Oci),
+        };
+        match options.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Error::OtherFormat { option, other }),
+            None => Ok(()),
+        }
     }
 
     /// Checks every bound.
@@ -307,7 +396,8 @@ impl CommitOptions {
     /// # Errors
     /// The first option that is out of bounds.
     pub fn validate(&self) -> Result<(), Error> {
-        self.format()?;
+        self.rafs()?;
+        self.of_another_format()?;
         if !(1..=1000).contains(&self.maximum_times) {
             return Err(Error::MaximumTimes(self.maximum_times));
         }
@@ -334,8 +424,8 @@ mod tests {
         let o = CommitOptions::default();
         o.validate().unwrap();
         assert_eq!(
-            (o.work_dir.to_str(), o.fs_version, o.compressor),
-            (Some("/tmp"), 6, Compressor::Lz4Block)
+            (o.work_dir.to_str(), o.format, o.fs_version, o.rafs().unwrap().compressor),
+            (Some("/tmp"), ImageFormat::Nydus, 6, Compressor::Lz4Block)
         );
         assert_eq!((o.maximum_times, o.background_workers, o.max_pause), (10, 4, Nanos(1_000_000)));
         assert_eq!((o.gate, o.tracker, o.chunk_size), (GateChoice::Auto, TrackerChoice::Auto, 1 << 20));
@@ -347,6 +437,18 @@ mod tests {
         for (options, error) in [
             (o().fs_version(4u32), Error::FsVersion(4)),
             (o().fs_version(5u32).blob_layout(BlobLayout::Toc), Error::LayoutNeedsV6(BlobLayout::Toc)),
+            (
+                o().format(ImageFormat::Oci).compressor(Compressor::Lz4Block),
+                Error::OtherFormat { option: "--compressor lz4_block", other: ImageFormat::Nydus },
+            ),
+            (
+                o().format(ImageFormat::Oci).prefetch(vec!["/a".into()]),
+                Error::OtherFormat { option: "--prefetch", other: ImageFormat::Nydus },
+            ),
+            (
+                o().base_image("oci:/a:b".parse::<LayoutImage>().unwrap()),
+                Error::OtherFormat { option: "--base-image", other: ImageFormat::Oci },
+            ),
             (o().chunk_size(5000u64), Error::ChunkSize(5000)),
             (o().chunk_size(32u64 << 20), Error::ChunkSize(32 << 20)),
             (o().maximum_times(0u32), Error::MaximumTimes(0)),

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::tree::{Kind, Name, Node, NodeId, Tree, TreeError, Xattrs};
 
 /// The most entries a merged tree may have: redirects can multiply a few directories without end.
-const MAX_ENTRIES: usize = 1 << 24;
+pub(super) const MAX_ENTRIES: usize = 1 << 24;
 
 /// Which attributes carry overlayfs' marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -279,7 +279,7 @@ impl Merger {
     }
 }
 
-fn is_whiteout(kind: &Kind, marks: &Marks, in_marked_dir: bool) -> bool {
+pub(super) fn is_whiteout(kind: &Kind, marks: &Marks, in_marked_dir: bool) -> bool {
     match kind {
         Kind::Char(rdev) => rdev.0 == 0,
         Kind::File(content) => in_marked_dir && marks.whiteout && content.size == 0,
@@ -289,4 +289,4 @@ fn is_whiteout(kind: &Kind, marks: &Marks, in_marked_dir: bool) -> bool {
 
 #[cfg(test)]
 #[path = "overlay_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -3,31 +3,31 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::tree::{Content, Meta, Rdev};
 
-fn meta(tag: u32) -> Meta {
+pub(in crate::model) fn meta(tag: u32) -> Meta {
     Meta { mode: 0o644, uid: tag, ..Meta::default() }
 }
 
-fn with(tag: u32, xattrs: &[(&str, &[u8])]) -> Meta {
+pub(in crate::model) fn with(tag: u32, xattrs: &[(&str, &[u8])]) -> Meta {
     let mut xattrs: Xattrs = xattrs.iter().map(|(n, v)| (n.as_bytes().to_vec(), v.to_vec())).collect();
     xattrs.sort();
     Meta { xattrs, ..meta(tag) }
 }
 
-fn dir(meta: Meta) -> Node {
+pub(in crate::model) fn dir(meta: Meta) -> Node {
     Node { meta, kind: Kind::Dir(BTreeMap::new()) }
 }
 
 /// A file whose size tells its content apart.
-fn file(meta: Meta, size: u64) -> Node {
+pub(in crate::model) fn file(meta: Meta, size: u64) -> Node {
     Node { meta, kind: Kind::File(Content { size, chunks: Vec::new() }) }
 }
 
-fn whiteout() -> Node {
+pub(in crate::model) fn whiteout() -> Node {
     Node { meta: meta(0), kind: Kind::Char(Rdev(0)) }
 }
 
 /// A tree from paths; parents come first.
-fn tree(entries: &[(&str, Node)]) -> Tree {
+pub(in crate::model) fn tree(entries: &[(&str, Node)]) -> Tree {
     let mut tree = Tree::new(meta(0));
     for (path, node) in entries {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -38,7 +38,7 @@ fn tree(entries: &[(&str, Node)]) -> Tree {
 }
 
 /// Every path with its owner and, for a file, its size.
-fn listing(tree: &Tree) -> Vec<(String, u32, Option<u64>)> {
+pub(in crate::model) fn listing(tree: &Tree) -> Vec<(String, u32, Option<u64>)> {
     let mut all = Vec::new();
     let mut todo = vec![(String::new(), NodeId::ROOT)];
     while let Some((path, id)) = todo.pop() {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::format::ImageFormat;
+use super::ids::Ids;
 use super::nanos::Nanos;
 use super::paths;
 
@@ -100,6 +102,12 @@ pub struct TargetFacts {
     pub image_digest: Option<String>,
     /// The OCI image config to start from (command, environment, user, working directory), where known.
     pub config: Option<serde_json::Value>,
+    /// How it sees owners.
+    #[serde(default, skip_serializing_if = "Ids::is_the_hosts")]
+    pub ids: Ids,
+    /// Its lowers come from a Nydus image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nydus: bool,
 }
 
 /// How long a stage took.
@@ -131,21 +139,38 @@ pub struct Cut {
     pub timings: Vec<StageTime>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Once there were no others, and the records of these stay as they were.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_nydus(format: &ImageFormat) -> bool {
+    *format == ImageFormat::Nydus
+}
+
 /// What the stages from `chunk` to `image` return.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageReport {
     /// The manifest's digest, `sha256:..`.
     pub manifest: String,
-    /// The RAFS bootstrap.
-    #[serde(with = "paths")]
-    pub bootstrap: PathBuf,
-    /// The data blobs, in the order of the bootstrap's device table.
+    /// What kind of image it is.
+    #[serde(default, skip_serializing_if = "is_nydus")]
+    pub format: ImageFormat,
+    /// The RAFS bootstrap; an OCI image has none.
+    #[serde(default, with = "paths::option", skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<PathBuf>,
+    /// The data blobs, in the order of the bootstrap's device table; of an OCI image its layers, the lowest first.
     #[serde(with = "paths::list")]
     pub blobs: Vec<PathBuf>,
-    /// Entries of the merged tree.
+    /// Entries of the merged tree; of an OCI image those of the container's layer.
     pub entries: u64,
-    /// Chunks written.
+    /// Chunks written; an OCI image has none.
     pub chunks: u64,
+    /// Sockets that are not in the image because its format has none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sockets_left_out: u64,
     /// Bytes of file content before deduplication and compression.
     pub content_bytes: u64,
     /// Bytes of those files that an earlier snapshot's image had, and that were not read; absent in records of engines that read all.

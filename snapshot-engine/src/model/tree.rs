@@ -177,6 +177,13 @@ impl Tree {
         self.nodes.get_mut(id.index())
     }
 
+    /// The same tree with other metadata.
+    #[must_use]
+    pub fn map_metas(mut self, mut change: impl FnMut(&mut Meta)) -> Tree {
+        self.nodes.iter_mut().for_each(|node| change(&mut node.meta));
+        self
+    }
+
     /// The names of a directory; none for anything else.
     #[must_use]
     pub fn children(&self, id: NodeId) -> Option<&BTreeMap<Name, NodeId>> {

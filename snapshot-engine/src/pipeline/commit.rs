@@ -42,7 +42,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     let options = options.work_dir(store.work_dir());
     let options = preflight::access(options)?;
     preflight::target(&target, &options)?;
-    let options = preflight::images(options)?;
+    let options = preflight::images(options.settled())?;
     progress.check()?;
 
     // From here to `publish` every way out drops the draft, and with it the directory.
@@ -61,7 +61,7 @@ pub fn cut(stages: &dyn Stages, request: CommitRequest, progress: &dyn Progress)
     progress.check()?;
     let pause = cut.pause.clone();
     let claimed = draft.publish(Record {
-        version: version_for(&target),
+        version: version_for(&target, &request.options),
         snapshot_id: request.id,
         container,
         target,

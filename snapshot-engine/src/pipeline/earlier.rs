@@ -53,7 +53,7 @@ fn link(record: &Record, snapshot: &Path, to: &Path) -> io::Result<()> {
 fn candidates(record: &Record) -> impl Iterator<Item = std::path::PathBuf> {
     let store = Store::open_existing(&record.options.work_dir).ok().flatten();
     let listed = store.and_then(|store| store.list().ok()).unwrap_or_default();
-    let format = record.options.format().ok();
+    let format = record.options.rafs().ok();
     let (own, upper) = (record.snapshot_id, record.cut.new_upper_dir.clone());
     listed
         .into_iter()
@@ -62,7 +62,7 @@ fn candidates(record: &Record) -> impl Iterator<Item = std::path::PathBuf> {
             status.snapshot_id < own
                 && status.state == State::Completed
                 && status.record.cut.new_upper_dir == upper
-                && status.record.options.format().ok() == format
+                && status.record.options.rafs().ok() == format
         })
         .map(|status| status.directory.join("image").join(MEMORY))
 }

@@ -12,6 +12,7 @@ use crate::freeze::attempt::Policy;
 use crate::image::earlier;
 use crate::model::access::{Delivery, Login};
 use crate::model::fault::{Class, class_of_io};
+use crate::model::ids::Ids;
 use crate::model::nanos::Nanos;
 use crate::model::options::TrackerChoice;
 use crate::model::reference::ContainerRef;
@@ -132,6 +133,8 @@ impl Stages for Engine {
             pause,
             tracker: Some(tracker),
             target: TargetFacts {
+                ids: target.ids,
+                nydus: container::is_nydus(target.snapshot.as_ref(), &target.overlay.lowers),
                 init_pid: target.init.0,
                 userxattr: target.overlay.userxattr,
                 lowers: target.overlay.lowers.into_iter().chain(target.overlay.data).collect(),
@@ -168,7 +171,7 @@ impl Engine {
             pause: still_pause(Duration::ZERO, inodes, frozen.bytes),
             tracker: Some(Backend::None),
             target: TargetFacts {
-                init_pid: 0,
+                nydus: container::is_nydus(target.snapshot.as_ref(), &target.layers.lowers),
                 userxattr: target.layers.userxattr,
                 lowers: target.layers.lowers,
                 ..facts(target.name, &target.config, target.image)
@@ -219,5 +222,7 @@ fn facts(container: String, config: &Config, image: Option<ImageRef>) -> TargetF
         image,
         image_digest: image_digest.filter(|digest| !digest.is_empty()),
         config: serde_json::to_value(config).ok(),
+        ids: Ids::default(),
+        nydus: false,
     }
 }

@@ -10,6 +10,8 @@ use super::progress::{Progress, Stage};
 use super::{CutRequest, Error, Stages};
 use crate::model::access::Delivery;
 use crate::model::fault::Class;
+use crate::model::format::ImageFormat;
+use crate::model::ids::Ids;
 use crate::model::nanos::Nanos;
 use crate::model::snapshot::{Backend, Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
 use crate::store::Record;
@@ -70,6 +72,8 @@ pub(crate) fn sample_cut(frozen: &Path) -> Cut {
             image: None,
             image_digest: None,
             config: None,
+            ids: Ids::default(),
+            nydus: false,
         },
         timings: vec![StageTime { stage: Stage::Window.key().into(), ns: Nanos(9_000) }],
     }
@@ -78,11 +82,13 @@ pub(crate) fn sample_cut(frozen: &Path) -> Cut {
 pub(crate) fn sample_image() -> ImageReport {
     ImageReport {
         manifest: "sha256:00".into(),
-        bootstrap: "/layout/blobs/sha256/01".into(),
+        format: ImageFormat::Nydus,
+        bootstrap: Some("/layout/blobs/sha256/01".into()),
         blobs: vec!["/layout/blobs/sha256/02".into()],
         entries: 7,
         chunks: 5,
         taken_over_bytes: 0,
+        sockets_left_out: 0,
         content_bytes: 9000,
         stored_bytes: 4000,
         timings: vec![],

@@ -1,22 +1,24 @@
-//! From the frozen upperdir and its lowers to the image: `chunk -> rafs -> image`, all of it repeatable.
+//! From the frozen upperdir and its lowers to the image: `chunk -> rafs -> image`, or `image::archive`, all of it repeatable.
 //!
 //! ```text
-//!   WORK/snapshots/ID/frozen  ─┐
-//!   lowers ── WORK/layers ─────┴─► WORK/snapshots/ID/image/{blobs,image.boot} ─► the target's layout, or WORK/snapshots/ID/layout
+//!   WORK/snapshots/ID/frozen  ─┐  ┌─► nydus: WORK/snapshots/ID/image/{blobs,image.boot} ─┐
+//!   lowers ── WORK/layers ─────┴──┴─► oci:   WORK/snapshots/ID/image/blobs ───────────────┴─► the target's layout, or WORK/snapshots/ID/layout
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use super::progress::{Progress, Stage};
 use super::{Error, earlier};
-use crate::container::Config;
-use crate::image::build::{Request, build as build_image};
-use crate::image::oci::{ImageConfig, OciTarget};
-use crate::image::{self, ImageError};
-use crate::model::fault::{Class, class_of_io, remedy_of_io};
-use crate::model::nanos::Nanos;
+use crate::image::config::ImageConfig;
+use crate::image::oci::OciTarget;
+use crate::image::{self, ImageError, archive, build};
+use crate::model::change;
+use crate::model::config::Config;
+use crate::model::fault::{Class, Fault as _, class_of_io, remedy_of_io};
+use crate::model::format::ImageFormat;
+use crate::model::globs::PathGlobs;
 use crate::model::overlay::Namespaces;
 use crate::model::snapshot::{ImageReport, StageTime};
 use crate::store::Record;
@@ -52,74 +54,164 @@ impl image::Progress for Passed<'_> {
 /// Builds the image of a recorded snapshot.
 pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
     let passed = Passed { to: progress, stage: Mutex::new(Stage::Chunk) };
-    let request = request(record)?;
-    let built = build_image(&request, &passed).map_err(|e| failed(passed.now(), e))?;
-    let t = built.timings;
-    let timings =
-        [(Stage::Chunk, t.lowers + t.upper), (Stage::Bootstrap, t.bootstrap), (Stage::Publish, t.oci)].map(
-            |(stage, took): (Stage, Duration)| StageTime {
-                stage: stage.key().to_owned(),
-                ns: Nanos::from(took),
-            },
-        );
-    Ok(ImageReport {
-        manifest: built.manifest.0,
-        bootstrap: built.bootstrap,
-        blobs: built.blobs.into_iter().map(|b| b.path).collect(),
-        entries: built.files,
-        chunks: built.chunks,
-        content_bytes: built.content_bytes,
-        taken_over_bytes: built.taken_over_bytes,
-        stored_bytes: built.stored_bytes,
-        timings: timings.to_vec(),
-    })
+    let place = Place::of(record);
+    let config = config(record)?;
+    let format = match record.options.format {
+        ImageFormat::Auto if record.cut.target.nydus => ImageFormat::Nydus,
+        format => format,
+    };
+    let made = match format {
+        ImageFormat::Nydus => nydus(record, place, config, &passed)?,
+        ImageFormat::Oci | ImageFormat::Auto => oci(record, place, config, &passed),
+    };
+    made.map_err(|e| failed(passed.now(), e))
 }
 
-fn request(record: &Record) -> Result<Request, Error> {
+/// Where everything is and goes.
+struct Place {
+    snapshot: PathBuf,
+    upper: PathBuf,
+    cache_dir: PathBuf,
+    work_dir: PathBuf,
+    target: OciTarget,
+    namespaces: Namespaces,
+}
+
+impl Place {
+    fn of(record: &Record) -> Place {
+        let upper = record.cut.old_upper_dir.clone();
+        let snapshot = upper.parent().unwrap_or(Path::new("/")).to_owned();
+        let (dir, tag) = super::deliver::layout(record);
+        let userxattr = record.cut.target.userxattr;
+        Place {
+            upper,
+            // Beside the snapshots: WORK/snapshot-engine/layers.
+            cache_dir: snapshot.ancestors().nth(2).unwrap_or(&snapshot).join("layers"),
+            work_dir: snapshot.join("image"),
+            // A layout of our own holds nothing but what an earlier try has left.
+            target: OciTarget { dir, tag, overwrite: record.options.overwrite || !record.target.is_layout() },
+            namespaces: if userxattr { Namespaces::User } else { Namespaces::Trusted },
+            snapshot,
+        }
+    }
+}
+
+fn stages(times: [(Stage, Duration); 3]) -> Vec<StageTime> {
+    let time =
+        |(stage, took): (Stage, Duration)| StageTime { stage: stage.key().to_owned(), ns: took.into() };
+    times.map(time).to_vec()
+}
+
+fn nydus(
+    record: &Record,
+    place: Place,
+    config: ImageConfig,
+    progress: &Passed<'_>,
+) -> Result<Result<ImageReport, ImageError>, Error> {
     let options = &record.options;
-    let upper = record.cut.old_upper_dir.clone();
-    let snapshot = upper.parent().unwrap_or(Path::new("/")).to_owned();
-    // Beside the snapshots: WORK/snapshot-engine/layers.
-    let cache_dir = snapshot.ancestors().nth(2).unwrap_or(&snapshot).join("layers");
-    let (dir, tag) = super::deliver::layout(record);
     let facts = &record.cut.target;
-    Ok(Request {
+    let request = build::Request {
         // A parent is the image of the lowers.
         lowers: if options.parent.is_some() { Vec::new() } else { facts.lowers.clone() },
         parent: options.parent.clone(),
         dictionaries: options.chunk_dict.clone(),
-        incremental: Some(earlier::choose(record, &snapshot)),
-        upper,
-        cache_dir,
-        work_dir: snapshot.join("image"),
-        // A layout of our own holds nothing but what an earlier try has left.
-        target: OciTarget { dir, tag, overwrite: options.overwrite || !record.target.is_layout() },
-        format: options.format()?,
+        incremental: Some(earlier::choose(record, &place.snapshot)),
+        upper: place.upper,
+        cache_dir: place.cache_dir,
+        work_dir: place.work_dir,
+        target: place.target,
+        format: options.rafs()?,
         prefetch: options.prefetch.clone(),
-        namespaces: if facts.userxattr { Namespaces::User } else { Namespaces::Trusted },
+        namespaces: place.namespaces,
+        ids: facts.ids.clone(),
+        without: PathGlobs::of(&options.without_paths),
         workers: options.background_workers as usize,
-        config: config(record),
+        config,
         created: record.snapshot_id.time(),
         sync: true,
         resumed: record.image_attempts > 1,
+    };
+    Ok(build::build(&request, progress).map(|built| {
+        let t = built.timings;
+        ImageReport {
+            manifest: built.manifest.0,
+            format: ImageFormat::Nydus,
+            bootstrap: Some(built.bootstrap),
+            blobs: built.blobs.into_iter().map(|b| b.path).collect(),
+            entries: built.files,
+            chunks: built.chunks,
+            sockets_left_out: 0,
+            content_bytes: built.content_bytes,
+            taken_over_bytes: built.taken_over_bytes,
+            stored_bytes: built.stored_bytes,
+            timings: stages([
+                (Stage::Chunk, t.lowers + t.upper),
+                (Stage::Bootstrap, t.bootstrap),
+                (Stage::Publish, t.oci),
+            ]),
+        }
+    }))
+}
+
+fn oci(
+    record: &Record,
+    place: Place,
+    config: ImageConfig,
+    progress: &Passed<'_>,
+) -> Result<ImageReport, ImageError> {
+    let options = &record.options;
+    let facts = &record.cut.target;
+    let request = archive::Request {
+        base: options.base_image.clone(),
+        base_digest: facts.image_digest.clone(),
+        lowers: facts.lowers.clone(),
+        upper: place.upper,
+        cache_dir: place.cache_dir,
+        work_dir: place.work_dir,
+        target: place.target,
+        compression: options.layers(),
+        namespaces: place.namespaces,
+        ids: facts.ids.clone(),
+        without: PathGlobs::of(&options.without_paths),
+        workers: options.background_workers as usize,
+        config,
+        created: record.snapshot_id.time(),
+        sync: true,
+        resumed: record.image_attempts > 1,
+    };
+    let built = archive::build(&request, progress)?;
+    let t = built.timings;
+    Ok(ImageReport {
+        manifest: built.manifest.0,
+        format: ImageFormat::Oci,
+        bootstrap: None,
+        blobs: built.layers.into_iter().map(|layer| layer.path).collect(),
+        entries: built.entries,
+        chunks: 0,
+        sockets_left_out: built.sockets,
+        content_bytes: built.content_bytes,
+        taken_over_bytes: 0,
+        stored_bytes: built.stored_bytes,
+        timings: stages([
+            (Stage::Chunk, t.lowers + t.upper),
+            (Stage::Bootstrap, Duration::ZERO),
+            (Stage::Publish, t.oci),
+        ]),
     })
 }
 
-fn config(record: &Record) -> ImageConfig {
+fn config(record: &Record) -> Result<ImageConfig, Error> {
     let known: Config =
         record.cut.target.config.clone().and_then(|c| serde_json::from_value(c).ok()).unwrap_or_default();
     let options = &record.options;
-    ImageConfig {
-        cmd: known.command,
-        entrypoint: known.entrypoint,
-        env: known.env,
-        user: known.user,
-        workdir: known.workdir,
+    let run = change::apply(known, &options.changes)
+        .map_err(|e| Error::stage(Stage::Publish, e.class(), e.remedy(), e))?;
+    Ok(ImageConfig {
+        run,
         author: options.author.clone().unwrap_or_default(),
         message: options.message.clone().unwrap_or_default(),
         created_by: format!("snapshot-engine seamless-commit --container {}", record.cut.target.container),
-        ..ImageConfig::default()
-    }
+    })
 }
 
 fn failed(stage: Stage, e: ImageError) -> Error {

@@ -8,8 +8,9 @@ use rustix::thread::CapabilitySet;
 
 use super::Error;
 use super::progress::Stage;
-use crate::image::{ImageError, known};
+use crate::image::{ImageError, archive, known};
 use crate::model::base::KnownImage;
+use crate::model::format::ImageFormat;
 use crate::model::options::CommitOptions;
 use crate::model::target::ImageTarget;
 
@@ -40,9 +41,10 @@ pub(super) fn target(target: &ImageTarget, options: &CommitOptions) -> Result<()
     if let ImageTarget::OciLayout { dir, tag } = target {
         return layout(target, dir, tag, options.overwrite);
     }
-    // Every image is one of Nydus so far.
+    // What `auto` comes to is not known yet: what cannot be delivered is kept then.
+    let nydus = options.format == ImageFormat::Nydus;
     let replace = super::deliver::replace(options.overwrite, false);
-    crate::deliver::check(target, &options.access, replace, true)
+    crate::deliver::check(target, &options.access, replace, nydus)
         .map_err(|e| Error::fault(Stage::Deliver, e))?;
     match target.path().and_then(Path::parent) {
         Some(parent) => writable(parent),
@@ -94,7 +96,7 @@ fn layout(target: &ImageTarget, dir: &Path, tag: &str, overwrite: bool) -> Resul
 
 /// Whether the image can be built on those that are to be below it or to give chunks; their paths become absolute.
 pub(super) fn images(mut options: CommitOptions) -> Result<CommitOptions, Error> {
-    let format = options.format()?;
+    let format = options.rafs()?;
     let checked = |image: KnownImage| -> Result<KnownImage, Error> {
         let unusable = |source| Error::BaseUnusable { source };
         let path = image.bootstrap.clone();
@@ -106,6 +108,15 @@ pub(super) fn images(mut options: CommitOptions) -> Result<CommitOptions, Error>
     };
     options.parent = options.parent.map(checked).transpose()?;
     options.chunk_dict = options.chunk_dict.into_iter().map(checked).collect::<Result<_, _>>()?;
+    if let Some(base) = options.base_image.take() {
+        let unusable = |source| Error::BaseUnusable { source };
+        let path = base.dir.clone();
+        let base = base
+            .absolute()
+            .map_err(|source| unusable(ImageError::Io { what: "find the layout", path, source }))?;
+        archive::check_base(&base).map_err(unusable)?;
+        options.base_image = Some(base);
+    }
     Ok(options)
 }
 

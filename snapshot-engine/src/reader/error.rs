@@ -186,7 +186,9 @@ impl Fault for ReaderError {
             }
             ReaderError::WhichTag { .. } => "say which: DIR:TAG",
             ReaderError::NoTag { .. } => "give one of these",
-            ReaderError::NoBootstrap(_) => "give an image that `snapshot-engine` or nydusify has made",
+            ReaderError::NoBootstrap(_) => {
+                "give a Nydus image; one of plain layers is read by umoci, skopeo, or any runtime"
+            }
             ReaderError::NoBlob { .. } => "give the directory that has the blobs with --blob-dir",
             ReaderError::Damaged { .. } | ReaderError::Data { .. } => {
                 "`snapshot-engine image check` shows everything that is wrong with it"

@@ -48,7 +48,7 @@ fn inside(record: &Record, image: &Path, merged: &Path) -> Result<ComparisonResu
         .map_err(|e| Error::io("make private the mounts below", Path::new("/"))(e.into()))?;
     let report = record.image.as_ref().ok_or(Error::NoImage)?;
     let blobs: Vec<&Path> = report.blobs.iter().map(PathBuf::as_path).collect();
-    let _image = mount::mount_files(&report.bootstrap, &blobs, image)?;
+    let _image = mount::mount_files(report.bootstrap.as_deref().ok_or(Error::NoImage)?, &blobs, image)?;
     let facts = &record.cut.target;
     let layers: Vec<&Path> =
         std::iter::once(&record.cut.old_upper_dir).chain(&facts.lowers).map(PathBuf::as_path).collect();

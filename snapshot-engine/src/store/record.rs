@@ -1,7 +1,7 @@
 //! `record.json`, and what `status` makes of it.
 //!
-//! Version 1 knows one kind of target, an OCI layout; such records are still written as version 1, so that an older engine reads them. Version 2 has
-//! the other targets and what delivering came to.
+//! Version 1 knows one kind of target, an OCI layout, and one of image; such records are still written as version 1, so that an older engine reads them.
+//! Version 2 has the other targets and what delivering came to, and images that an older engine would make otherwise.
 
 use std::fs;
 use std::io;
@@ -22,10 +22,10 @@ use crate::model::target::ImageTarget;
 /// The newest version this engine knows. A change that an older engine would misread raises it.
 pub const SCHEMA_VERSION: u32 = 2;
 
-/// The version of a record with this target: the oldest that has it.
+/// The version of a record with this target and these options: the oldest that has them.
 #[must_use]
-pub fn version_for(target: &ImageTarget) -> u32 {
-    if target.is_layout() { 1 } else { SCHEMA_VERSION }
+pub fn version_for(target: &ImageTarget, options: &CommitOptions) -> u32 {
+    if target.is_layout() && options.is_of_old() { 1 } else { SCHEMA_VERSION }
 }
 
 /// Where a snapshot is on its way to an image. The cut is made in all of them.
@@ -69,7 +69,7 @@ pub struct Failure {
 /// What is known of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// As [`version_for`] its target.
+    /// As [`version_for`] its target and options.
     pub version: u32,
     /// Its id.
     pub snapshot_id: SnapshotId,

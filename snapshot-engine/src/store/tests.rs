@@ -3,7 +3,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::model::access::{Access, Delivery};
+use crate::model::change::Change;
 use crate::model::fault::{Class, Fault};
+use crate::model::format::{Compressor, ImageFormat};
+use crate::model::globs::PathGlob;
 use crate::model::nanos::Nanos;
 use crate::model::options::CommitOptions;
 use crate::pipeline::fake::{sample_cut, sample_image};
@@ -14,7 +17,7 @@ pub(crate) fn sample_record() -> Record {
         snapshot_id: "snapshot-1752857512540089368".parse().unwrap(),
         container: "web".parse().unwrap(),
         target: "oci:/images:v1".parse().unwrap(),
-        options: CommitOptions::default(),
+        options: CommitOptions::default().settled(),
         state: State::Completed,
         failure: None,
         cut: sample_cut(Path::new("/srv/frozen")),
@@ -53,7 +56,7 @@ fn the_schema_of_version_1() {
 fn the_schema_of_version_2() {
     let target = "localhost:5000/team/web:1".parse().unwrap();
     let mut record = Record {
-        version: version_for(&target),
+        version: version_for(&target, &sample_record().options),
         target,
         delivery: Some(Delivery {
             digest: "sha256:00".into(),
@@ -72,7 +75,18 @@ fn the_schema_of_version_2() {
         "a change of the schema must be readable by older engines, or raise SCHEMA_VERSION"
     );
     assert_eq!(serde_json::from_str::<Record>(golden).unwrap(), record);
-    assert_eq!((record.version, version_for(&sample_record().target)), (SCHEMA_VERSION, 1));
+    let sample = sample_record();
+    assert_eq!((record.version, version_for(&sample.target, &sample.options)), (SCHEMA_VERSION, 1));
+}
+
+#[test]
+fn what_an_older_engine_would_make_something_else_of_has_a_version_it_does_not_know() {
+    let version = |options: CommitOptions| version_for(&sample_record().target, &options.settled());
+    let usual = CommitOptions::default;
+    assert_eq!(version(usual().compressor(Compressor::None).fs_version(5u32)), 1);
+    assert_eq!(version(usual().format(ImageFormat::Oci)), 2);
+    assert_eq!(version(usual().changes(vec!["USER x".parse::<Change>().unwrap()])), 2);
+    assert_eq!(version(usual().without_paths(vec!["/x".parse::<PathGlob>().unwrap()])), 2);
 }
 
 #[test]

@@ -117,6 +117,8 @@ fn is_found(client: &Client, house: &House) -> Result<Target> {
     let config = &target.config;
     ensure!(config.command.last().map(String::as_str) == Some(COUNTING), "{config:?}");
     ensure!(config.env.iter().any(|e| e == "LIFE=1"), "{config:?}");
+    // Known of the image alone.
+    ensure!(config.platform.os == "linux" && !config.platform.architecture.is_empty(), "{config:?}");
     ensure!(
         target.overlay.upper.starts_with(&house.place.0) || target.overlay.upper.starts_with("/proc"),
         "{target:?}"

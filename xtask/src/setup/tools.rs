@@ -9,7 +9,7 @@ use super::apt;
 use crate::{shell, workspace};
 
 /// What the tests call besides the engine: the program, and the package that has it.
-const PACKAGED: [(&str, &str); 13] = [
+const PACKAGED: [(&str, &str); 14] = [
     // Upper file systems on loop devices.
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
@@ -26,7 +26,9 @@ const PACKAGED: [(&str, &str); 13] = [
     // A registry to push to, one that pulls from it as others do, and the certificates between them.
     ("docker-registry", "docker-registry"),
     ("openssl", "openssl"),
+    // The judges of OCI images.
     ("skopeo", "skopeo"),
+    ("umoci", "umoci"),
 ];
 
 /// What `cargo xtask vm-test` calls here or puts into its guests.

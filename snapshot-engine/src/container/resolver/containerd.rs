@@ -13,14 +13,17 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use super::wire::{Failed, Grpc, Peer, converse};
 use super::{Candidate, Resolver, Wanted};
 use crate::container::candidate::{ImageRef, Layers, SnapshotKey, State};
-use crate::container::config::Config;
+use crate::container::config::{Config, ImageConfig};
 use crate::container::error::Error;
 use crate::container::options;
 use crate::container::places::Socket;
 use crate::container::vantage::Vantage;
+use crate::model::config::Platform;
 use crate::model::reference::Runtime;
 
 /// Asks one daemon.
@@ -139,10 +142,39 @@ struct Mount {
     options: Vec<String>,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReadContent {
+    #[prost(string, tag = "1")]
+    digest: String,
+}
+
+/// A piece of the content, in the order of its offsets.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Content {
+    #[prost(bytes = "vec", tag = "2")]
+    data: Vec<u8>,
+}
+
+/// An index or a manifest: of one the first list is empty, of the other the config is missing.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    manifests: Vec<Listed>,
+    config: Option<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    digest: String,
+    #[serde(default)]
+    platform: Option<Platform>,
+}
+
 const LIST_NAMESPACES: &str = "/containerd.services.namespaces.v1.Namespaces/List";
 const LIST_CONTAINERS: &str = "/containerd.services.containers.v1.Containers/List";
 const LIST_TASKS: &str = "/containerd.services.tasks.v1.Tasks/List";
 const GET_IMAGE: &str = "/containerd.services.images.v1.Images/Get";
+const READ_CONTENT: &str = "/containerd.services.content.v1.Content/Read";
 const GET_MOUNTS: &str = "/containerd.services.snapshots.v1.Snapshots/Mounts";
 
 impl Containerd {
@@ -165,7 +197,13 @@ impl Containerd {
             let tasks = by_container(list.unwrap_or_default());
             for (container, exact) in fitting {
                 let task = tasks.get(container.id.as_str());
-                let candidate = self.candidate(&mut grpc, &name, container, task).await?;
+                let mut candidate = self.candidate(&mut grpc, &name, container, task).await?;
+                // A list of all containers shows nothing of it.
+                if let (Wanted::Named(_), Some(image)) = (wanted, &candidate.image)
+                    && let Some(of_image) = image_config(&mut grpc, &name, &image.digest).await?
+                {
+                    candidate.config = candidate.config.map(|config| config.of_image(of_image));
+                }
                 found.push(Candidate { exact, ..candidate });
             }
         }
@@ -219,6 +257,42 @@ impl Containerd {
             ..Candidate::new(Runtime::Containerd, told.id, self.socket.path.clone())
         })
     }
+}
+
+/// The config of the image whose index or manifest has this digest, out of containerd's content store; `None` if it is not there any more, or
+/// is no such document.
+async fn image_config(grpc: &mut Grpc, namespace: &str, digest: &str) -> Result<Option<ImageConfig>, Failed> {
+    let mut digest = digest.to_owned();
+    // From an index to a manifest to the config.
+    for _ in 0..2 {
+        let Some(text) = content(grpc, namespace, &digest).await? else { return Ok(None) };
+        let Ok(document) = serde_json::from_slice::<Document>(&text) else { return Ok(None) };
+        if let Some(config) = document.config {
+            let text = content(grpc, namespace, &config.digest).await?;
+            return Ok(text.and_then(|text| serde_json::from_slice(&text).ok()));
+        }
+        let Some(own) = of_this_machine(document.manifests) else { return Ok(None) };
+        digest = own;
+    }
+    Ok(None)
+}
+
+fn of_this_machine(manifests: Vec<Listed>) -> Option<String> {
+    let own = Platform::default().or_this_machine();
+    let fits = |listed: &Listed| {
+        listed.platform.as_ref().is_none_or(|p| p.os == own.os && p.architecture == own.architecture)
+    };
+    manifests.into_iter().find(fits).map(|listed| listed.digest)
+}
+
+async fn content(grpc: &mut Grpc, namespace: &str, digest: &str) -> Result<Option<Vec<u8>>, Failed> {
+    if digest.is_empty() {
+        return Ok(None);
+    }
+    let question = ReadContent { digest: digest.to_owned() };
+    let pieces: Option<Vec<Content>> =
+        grpc.stream(READ_CONTENT, Some(namespace), question, |p: &Content| p.data.len()).await?;
+    Ok(pieces.map(|pieces| pieces.into_iter().flat_map(|piece| piece.data).collect()))
 }
 
 /// nerdctl's name, the id, and both with the namespace before them: an id is unique only within its namespace.
@@ -286,6 +360,18 @@ mod tests {
         let labels = BTreeMap::from([("nerdctl/name".to_owned(), "web".to_owned())]);
         let named = Container { labels, ..plain };
         assert_eq!(names(&named, "x"), ["web", "a1", "x/web", "x/a1"]);
+    }
+
+    #[test]
+    fn of_an_index_the_manifest_for_this_machine_is_read() {
+        let own = Platform::default().or_this_machine().architecture;
+        let text = format!(
+            r#"{{"manifests":[{{"digest":"sha256:1","platform":{{"os":"linux","architecture":"other"}}}},
+                {{"digest":"sha256:2","platform":{{"os":"linux","architecture":"{own}","variant":"v8"}}}}]}}"#
+        );
+        let document: Document = serde_json::from_str(&text).unwrap();
+        assert!(document.config.is_none());
+        assert_eq!(of_this_machine(document.manifests).as_deref(), Some("sha256:2"));
     }
 
     #[test]

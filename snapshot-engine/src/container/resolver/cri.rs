@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ListPodSandbox (pod's name, namespace, labels)  +  ListContainers  ─►  NAME, POD/NAME, NAMESPACE/POD/NAME
+//!   ImageStatus(verbose)     ─► info["info"]: imageSpec, the image's config
 //!   ContainerStatus(verbose) ─► info["info"], JSON of the runtime's own: pid, snapshotKey, snapshotter, runtimeSpec
 //! ```
 //!
@@ -15,7 +16,7 @@ use super::containerd::layers;
 use super::wire::{Failed, Grpc, Peer, converse};
 use super::{Candidate, Resolver, Wanted};
 use crate::container::candidate::{ImageRef, SnapshotKey, State};
-use crate::container::config::Config;
+use crate::container::config::{Config, ImageConfig};
 use crate::container::error::Error;
 use crate::container::places::Socket;
 use crate::model::reference::Runtime;
@@ -114,6 +115,27 @@ struct Status {
     image_ref: String,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct GetImage {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+    #[prost(bool, tag = "2")]
+    verbose: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct GotImage {
+    #[prost(map = "string, string", tag = "2")]
+    info: HashMap<String, String>,
+}
+
+/// The part of an image's `info["info"]` that containerd and CRI-O have in common.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ImageInfo {
+    image_spec: ImageConfig,
+}
+
 /// The part of `info["info"]` that containerd and CRI-O have in common, and containerd's snapshot.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -127,6 +149,8 @@ struct Info {
 const LIST_SANDBOXES: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
 const GET_STATUS: &str = "/runtime.v1.RuntimeService/ContainerStatus";
+
+const GET_IMAGE: &str = "/runtime.v1.ImageService/ImageStatus";
 
 /// The namespace at containerd that its CRI service works in.
 const AT_CONTAINERD: &str = "k8s.io";
@@ -153,7 +177,13 @@ impl Cri {
             // Removed since it was listed: it is not wanted any more.
             let Some(status) = grpc.call(GET_STATUS, None, question).await? else { continue };
             let pod_labels = pod.map(|pod| pod.labels.clone()).unwrap_or_default();
-            let candidate = self.candidate(&mut grpc, container, status).await?;
+            let mut candidate = self.candidate(&mut grpc, container, status).await?;
+            // A list of all containers shows nothing of it.
+            if let (Wanted::Named(_), Some(image)) = (wanted, &candidate.image)
+                && let Some(of_image) = image_config(&mut grpc, image).await?
+            {
+                candidate.config = candidate.config.map(|config| config.of_image(of_image));
+            }
             let mut labels = pod_labels;
             labels.extend(candidate.labels);
             found.push(Candidate { names, exact, labels, ..candidate });
@@ -206,6 +236,15 @@ impl Cri {
             ..Candidate::new(Runtime::Cri, told.id, self.socket.path.clone())
         })
     }
+}
+
+/// The config of a container's image, if the runtime says it.
+async fn image_config(grpc: &mut Grpc, image: &ImageRef) -> Result<Option<ImageConfig>, Failed> {
+    let name = if image.digest.is_empty() { &image.name } else { &image.digest };
+    let question = GetImage { image: Some(ImageSpec { image: name.clone() }), verbose: true };
+    let got: GotImage = grpc.call(GET_IMAGE, None, question).await?.unwrap_or_default();
+    let info = got.info.get("info").and_then(|text| serde_json::from_str::<ImageInfo>(text).ok());
+    Ok(info.map(|info| info.image_spec))
 }
 
 /// `app`, `pod/app`, `namespace/pod/app`, the longest first: it is the only one that is always clear.

@@ -8,17 +8,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
 use super::wire::{Failed, Grpc, Http, Peer, converse};
 use super::{Candidate, Resolver, Wanted, containerd};
 use crate::container::candidate::{ImageRef, Layers, SnapshotKey, State};
-use crate::container::config::Config;
+use crate::container::config::{Config, Section};
 use crate::container::error::Error;
 use crate::container::places::Socket;
 use crate::container::vantage::Vantage;
+use crate::model::config::{History, Platform};
 use crate::model::reference::Runtime;
+use crate::model::rfc3339::rfc3339;
 
 /// Asks one daemon.
 pub(super) struct Docker {
@@ -63,22 +66,38 @@ struct InspectedState {
     pid: u32,
 }
 
+/// An image.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedImage {
+    os: String,
+    architecture: String,
+    variant: String,
+}
+
+/// A step of an image's history, the newest first.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Step {
+    /// In seconds since the epoch.
+    #[serde(default)]
+    created: i64,
+    #[serde(default)]
+    created_by: String,
+    #[serde(default)]
+    comment: String,
+    #[serde(default)]
+    size: i64,
+}
+
+/// What only the config of a container has.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct InspectedConfig {
     #[serde(default)]
     image: String,
-    #[serde(default)]
-    user: String,
-    #[serde(default)]
-    working_dir: String,
-    env: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    labels: Option<BTreeMap<String, String>>,
-    exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
-    volumes: Option<BTreeMap<String, serde_json::Value>>,
-    stop_signal: Option<String>,
+    #[serde(flatten)]
+    section: Section,
 }
 
 #[derive(Deserialize)]
@@ -97,8 +116,15 @@ impl Docker {
             let names: Vec<String> = one.names.unwrap_or_default().iter().map(|n| plain(n)).collect();
             let Some(exact) = wanted.fits(&one.id, &names) else { continue };
             // Removed since it was listed: it is not wanted any more.
-            let Some(inspected) = http.get(&format!("/containers/{}/json", one.id)).await? else { continue };
-            found.push(Candidate { exact, ..self.candidate(inspected, http.vantage) });
+            let inspected: Option<Inspected> = http.get(&format!("/containers/{}/json", one.id)).await?;
+            let Some(inspected) = inspected else { continue };
+            let image = inspected.image.clone();
+            let mut candidate = self.candidate(inspected, http.vantage);
+            // A list of all containers shows nothing of it.
+            if let (Wanted::Named(_), Some(config)) = (wanted, &mut candidate.config) {
+                (config.platform, config.history) = of_image(&mut http, &image).await?;
+            }
+            found.push(Candidate { exact, ..candidate });
         }
         Ok(found)
     }
@@ -126,8 +152,9 @@ impl Docker {
             "created" | "initialized" => State::Created,
             _ => State::Stopped,
         };
-        let config = told.config;
-        let image = ImageRef { name: config.image.clone(), digest: told.image };
+        let InspectedConfig { image, section } = told.config;
+        let config = Config::from(section);
+        let image = ImageRef { name: image, digest: told.image };
         let layers = told.graph_driver.and_then(|driver| layers(&driver.data?, vantage));
         let snapshot = SnapshotKey {
             address: PathBuf::new(),
@@ -141,13 +168,22 @@ impl Docker {
             state,
             init: vantage.process(told.state.pid),
             image: Some(image),
-            labels: config.labels.clone().unwrap_or_default(),
+            labels: config.labels.clone(),
             layers,
             snapshot: elsewhere.then_some(snapshot),
-            config: Some(config.into()),
+            config: Some(config),
             ..Candidate::new(self.runtime, told.id, self.socket.path.clone())
         }
     }
+}
+
+/// What the image with this id is for, and how it came about; nothing if it was removed since.
+async fn of_image(http: &mut Http, id: &str) -> Result<(Platform, Vec<History>), Failed> {
+    let image: InspectedImage = http.get(&format!("/images/{id}/json")).await?.unwrap_or_default();
+    let steps: Vec<Step> = http.get(&format!("/images/{id}/history")).await?.unwrap_or_default();
+    let InspectedImage { os, architecture, variant } = image;
+    let history = steps.into_iter().rev().map(History::from).collect();
+    Ok((Platform { os, architecture, variant }, history))
 }
 
 /// The API writes names with a slash before them (a link's name has two).
@@ -163,21 +199,21 @@ fn layers(data: &BTreeMap<String, String>, vantage: Vantage) -> Option<Layers> {
     Some(Layers { upper: path("UpperDir")?, work: path("WorkDir")?, lowers, userxattr: false })
 }
 
-impl From<InspectedConfig> for Config {
-    fn from(told: InspectedConfig) -> Config {
-        let keys = |map: Option<BTreeMap<String, serde_json::Value>>| {
-            map.unwrap_or_default().into_keys().collect::<Vec<_>>()
-        };
-        Config {
-            command: told.cmd.unwrap_or_default(),
-            entrypoint: told.entrypoint.unwrap_or_default(),
-            env: told.env.unwrap_or_default(),
-            user: told.user,
-            workdir: told.working_dir,
-            labels: told.labels.unwrap_or_default(),
-            ports: keys(told.exposed_ports),
-            volumes: keys(told.volumes),
-            stop_signal: told.stop_signal.unwrap_or_default(),
+fn since_epoch(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+impl From<Step> for History {
+    fn from(told: Step) -> History {
+        History {
+            created: rfc3339(since_epoch(told.created)),
+            created_by: told.created_by,
+            comment: told.comment,
+            // The API does not say which steps made a layer, but how large it is.
+            empty_layer: told.size == 0,
+            ..History::default()
         }
     }
 }
@@ -268,5 +304,63 @@ mod tests {
             assert_eq!((snapshot.namespace.as_str(), snapshot.snapshotter.as_str()), ("moby", "overlayfs"));
             assert_eq!(snapshot.key, candidate.id);
         }
+    }
+
+    /// Answers each request with what is written for its path, and nothing for others.
+    fn serve(at: &Path, answers: Vec<(String, String)>) {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let listener = std::os::unix::net::UnixListener::bind(at).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while let Some(Ok(request)) = lines.next() {
+                lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+                let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+                let found = answers.iter().find(|(known, _)| *known == path);
+                let (status, body) = found.map_or(("404 No", ""), |(_, body)| ("200 OK", body.as_str()));
+                let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+                if (&stream).write_all(&[head.as_bytes(), body.as_bytes()].concat()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn of_the_container_that_is_wanted_the_image_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let told: serde_json::Value =
+            serde_json::from_str(include_str!("recorded/docker-running.json")).unwrap();
+        let (id, image) = (told["Id"].as_str().unwrap(), told["Image"].as_str().unwrap());
+        let list = format!(r#"[{{"Id":"{id}","Names":["/web"]}}]"#);
+        let history = r#"[{"Created":1700000000,"CreatedBy":"CMD x","Size":0,"Comment":"c"},{"Created":0,"CreatedBy":"ADD y","Size":7}]"#;
+        let answers = vec![
+            ("/containers/json?all=1".to_owned(), list),
+            (format!("/containers/{id}/json"), told.to_string()),
+            (
+                format!("/images/{image}/json"),
+                r#"{"Os":"linux","Architecture":"arm64","Variant":"v8"}"#.to_owned(),
+            ),
+            (format!("/images/{image}/history"), history.to_owned()),
+        ];
+        let ask = |wanted: Wanted<'_>, name: &str, answers: Vec<(String, String)>| {
+            let socket = Socket { path: dir.path().join(name), usual: false };
+            serve(&socket.path, answers);
+            let docker = Docker { runtime: Runtime::Docker, socket, containerd: Vec::new() };
+            docker.find(wanted).unwrap().remove(0).config.unwrap()
+        };
+        let config = ask(Wanted::Named("web"), "a.sock", answers.clone());
+        assert_eq!(
+            (config.platform.architecture.as_str(), config.platform.variant.as_str()),
+            ("arm64", "v8")
+        );
+        let history: Vec<_> = config.history.iter().map(|h| (h.created_by.as_str(), h.empty_layer)).collect();
+        assert_eq!(history, [("ADD y", false), ("CMD x", true)]);
+        assert_eq!(config.history[1].created, "2023-11-14T22:13:20Z");
+        // Of an image that was removed meanwhile nothing is known.
+        let config = ask(Wanted::Named("web"), "b.sock", answers[..2].to_vec());
+        assert!(config.history.is_empty() && config.platform == Platform::default());
+        let config = ask(Wanted::All, "c.sock", answers);
+        assert!(config.history.is_empty(), "a list does not ask for it");
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   GRAPH/overlay-containers/containers.json       id, names, layer, image          (containers/storage, containers.go)
 //!   GRAPH/overlay-containers/ID/userdata/config.json   the OCI bundle
+//!   GRAPH/overlay-images/IMAGE/=..                 the image's config, by a name in base64; the image's id is its digest
 //!   GRAPH/overlay/LAYER/{diff,work,lower}          `lower` names links: l/ABC:l/DEF     (drivers/overlay/overlay.go)
 //!   RUN/overlay-containers/ID/userdata/pidfile     the init, written by conmon; stays there when it has ended
 //! ```
@@ -13,10 +14,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use super::{Candidate, Resolver, Wanted};
 use crate::container::candidate::{ImageRef, Layers, State};
-use crate::container::config::Config;
+use crate::container::config::{Config, ImageConfig};
 use crate::container::error::Error;
 use crate::container::places::Storage;
 use crate::container::vantage::Vantage;
@@ -69,6 +71,12 @@ impl OnDisk {
         let metadata: Metadata = serde_json::from_str(&told.metadata).unwrap_or_default();
         let image = ImageRef { name: metadata.image_name, digest: format!("sha256:{}", told.image) };
         let config = Config::from_bundle(&userdata(&self.storage.graph));
+        let of_image =
+            image_config(&self.storage.graph.join("overlay-images").join(&told.image), &told.image);
+        let config = match (config, of_image) {
+            (Some(config), Some(of_image)) => Some(config.of_image(of_image)),
+            (config, _) => config,
+        };
         let layers = layers(&self.storage.graph.join("overlay"), &told.layer);
         // Without a start time: the number counts only if that process has these very layers for its root (`Target::of`).
         let init = number.and_then(|number| self.vantage.process(number));
@@ -83,6 +91,21 @@ impl OnDisk {
             ..candidate
         }
     }
+}
+
+/// The longest config of an image that is read.
+const LARGEST_CONFIG: u64 = 16 << 20;
+
+/// The config of an image; `None` if it was removed.
+fn image_config(dir: &Path, id: &str) -> Option<ImageConfig> {
+    let is_config = |entry: &fs::DirEntry| {
+        entry.file_name().as_encoded_bytes().starts_with(b"=")
+            && entry.metadata().is_ok_and(|m| m.is_file() && m.len() <= LARGEST_CONFIG)
+    };
+    fs::read_dir(dir).ok()?.flatten().filter(is_config).find_map(|entry| {
+        let text = fs::read(entry.path()).ok()?;
+        if hex::encode(Sha256::digest(&text)) == id { serde_json::from_slice(&text).ok() } else { None }
+    })
 }
 
 /// The layers of a container's layer; `None` if it is not kept by the overlay driver.
@@ -179,6 +202,20 @@ mod tests {
         let all = podman.find(Wanted::All).unwrap();
         assert_eq!(all.len(), listed.len());
         assert!(all.iter().any(|c| c.shown() == "made" && c.state == State::Created && c.layers.is_none()));
+    }
+
+    #[test]
+    fn an_images_config_is_the_file_whose_digest_is_its_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"architecture":"arm64","os":"linux","config":{"StopSignal":"SIGINT"}}"#;
+        let id = hex::encode(Sha256::digest(text));
+        assert!(image_config(&dir.path().join("gone"), &id).is_none());
+        for (name, content) in [("manifest", "{}"), ("=bWFuaWZlc3Q", "{}"), ("=c2hhMjU2", text)] {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        let config = Config::default().of_image(image_config(dir.path(), &id).unwrap());
+        assert_eq!((config.stop_signal.as_str(), config.platform.architecture.as_str()), ("SIGINT", "arm64"));
+        assert!(image_config(dir.path(), &hex::encode(Sha256::digest("other"))).is_none());
     }
 
     #[test]

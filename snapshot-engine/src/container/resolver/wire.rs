@@ -172,21 +172,65 @@ impl Grpc {
         A: prost::Message + Default + Send + Sync + 'static,
     {
         self.client.ready().await.map_err(failed)?;
-        let mut request = tonic::Request::new(question);
-        if let Some(namespace) = namespace {
-            let value: MetadataValue<Ascii> = namespace.parse().map_err(failed)?;
-            request.metadata_mut().insert("containerd-namespace", value);
-        }
         let path = hyper::http::uri::PathAndQuery::from_static(method);
         let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        match self.client.unary(request, path, codec).await {
+        match self.client.unary(request(namespace, question)?, path, codec).await {
             Ok(answer) => Ok(Some(answer.into_inner())),
-            // A service that the daemon was configured not to have is no answer, but no failure either.
-            Err(status) if matches!(status.code(), tonic::Code::NotFound | tonic::Code::Unimplemented) => {
-                Ok(None)
-            }
-            Err(status) => Err(Failed(format!("{method}: {:?}: {}", status.code(), status.message()))),
+            Err(status) => nothing_or_failed(method, &status),
         }
+    }
+
+    /// The same of a method that answers in pieces; `size` says how large one is, and they are read as far as one answer may go.
+    pub(super) async fn stream<Q, A>(
+        &mut self,
+        method: &'static str,
+        namespace: Option<&str>,
+        question: Q,
+        size: impl Fn(&A) -> usize,
+    ) -> Result<Option<Vec<A>>, Failed>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        self.client.ready().await.map_err(failed)?;
+        let path = hyper::http::uri::PathAndQuery::from_static(method);
+        let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        let mut answer = match self.client.server_streaming(request(namespace, question)?, path, codec).await
+        {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return nothing_or_failed(method, &status),
+        };
+        let (mut pieces, mut total) = (Vec::new(), 0);
+        loop {
+            match answer.message().await {
+                Ok(None) => return Ok(Some(pieces)),
+                Ok(Some(piece)) => {
+                    total += size(&piece);
+                    if total > LARGEST {
+                        return Err(Failed(format!("{method}: an answer of more than {LARGEST} bytes")));
+                    }
+                    pieces.push(piece);
+                }
+                Err(status) => return nothing_or_failed(method, &status),
+            }
+        }
+    }
+}
+
+fn request<Q>(namespace: Option<&str>, question: Q) -> Result<tonic::Request<Q>, Failed> {
+    let mut request = tonic::Request::new(question);
+    if let Some(namespace) = namespace {
+        let value: MetadataValue<Ascii> = namespace.parse().map_err(failed)?;
+        request.metadata_mut().insert("containerd-namespace", value);
+    }
+    Ok(request)
+}
+
+/// A service that the daemon was configured not to have is no answer, but no failure either.
+fn nothing_or_failed<T>(method: &str, status: &tonic::Status) -> Result<Option<T>, Failed> {
+    match status.code() {
+        tonic::Code::NotFound | tonic::Code::Unimplemented => Ok(None),
+        code => Err(Failed(format!("{method}: {code:?}: {}", status.message()))),
     }
 }
 

@@ -1,0 +1,203 @@
+//! Layers become an OCI image that any runtime can run.
+//!
+//! ```text
+//! base in a layout        --by digest--------------------------> its layers, as they are  \
+//! lower N ... lower 1     --walk, changeset, tar, compress--> cache                         } manifest, config --> oci:DIR:TAG
+//! upper                   --walk, changeset, tar, compress--> one layer                    /
+//! ```
+//!
+//! Where the base is in a layout, its layers are referred to; lowers that it does not account for, such as docker's own on top of an image, become layers
+//! between it and the container's. Otherwise every lower becomes a layer, so that the image is whole by itself.
+
+mod base;
+mod contents;
+mod entry;
+mod layers;
+mod pack;
+mod stream;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::cache::Cache;
+use super::config::{Base as Below, ImageConfig};
+use super::oci::{self, ManifestDigest, OciTarget};
+use super::{ImageBlob, ImageError, Progress, remove_scraps};
+use crate::model::base::LayoutImage;
+use crate::model::format::LayerCompression;
+use crate::model::globs::PathGlobs;
+use crate::model::ids::Ids;
+use crate::model::overlay::Namespaces;
+use base::Base;
+use layers::{Layers, Options};
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The image that the container was started from.
+    pub base: Option<LayoutImage>,
+    /// The digest of its manifest or its config: without a base by name it is looked for in the target.
+    pub base_digest: Option<String>,
+    /// Lower directories, the top one first, as in overlayfs' `lowerdir=`.
+    pub lowers: Vec<PathBuf>,
+    /// The frozen upperdir.
+    pub upper: PathBuf,
+    /// Where converted lowers are kept.
+    pub cache_dir: PathBuf,
+    /// Where the upper's layer goes: on the target's file system it is linked, not copied.
+    pub work_dir: PathBuf,
+    /// Where the image goes.
+    pub target: OciTarget,
+    /// How layers are compressed.
+    pub compression: LayerCompression,
+    /// Which attributes are overlayfs' own: those of the container's mount.
+    pub namespaces: Namespaces,
+    /// How the container sees owners.
+    pub ids: Ids,
+    /// What is left out of the upper.
+    pub without: PathGlobs,
+    /// Worker threads; 0 for one per CPU.
+    pub workers: usize,
+    /// What the image's config says.
+    pub config: ImageConfig,
+    /// When the snapshot was cut.
+    pub created: SystemTime,
+    /// Whether all must survive a crash once this returns.
+    pub sync: bool,
+    /// Whether an earlier, interrupted call with the same request may have finished the image.
+    pub resumed: bool,
+}
+
+/// How long each part took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Lowers, converted or from the cache.
+    pub lowers: Duration,
+    /// The upper.
+    pub upper: Duration,
+    /// The OCI layout.
+    pub oci: Duration,
+}
+
+/// A finished image.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The digest its tag stands for.
+    pub manifest: ManifestDigest,
+    /// Its layers, the lowest first, with their files in the target.
+    pub layers: Vec<ImageBlob>,
+    /// How many of them are the base's.
+    pub of_base: usize,
+    /// How many lowers were in the cache.
+    pub cached_lowers: usize,
+    /// Names in the container's layer, the root and those that are gone included.
+    pub entries: u64,
+    /// Bytes of the files in the container's layer.
+    pub content_bytes: u64,
+    /// Length of the container's layer as it is stored.
+    pub stored_bytes: u64,
+    /// Sockets that were left out.
+    pub sockets: u64,
+    /// What took how long.
+    pub timings: Timings,
+}
+
+/// Whether the image could be the base of another one: to be asked before the work is done.
+///
+/// # Errors
+/// [`ImageError::NoBase`] with what is wrong with it.
+pub fn check_base(image: &LayoutImage) -> Result<(), ImageError> {
+    Base::named(image).map(drop)
+}
+
+/// Builds the image.
+///
+/// # Errors
+/// Anything on the way; the target then has no image of that name, or still the old one. Converted lowers stay in the cache.
+pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageError> {
+    if !request.resumed {
+        oci::check(&request.target)?;
+    }
+    let blob_dir = request.work_dir.join("blobs");
+    std::fs::create_dir_all(&blob_dir).map_err(ImageError::io("create", &blob_dir))?;
+    // The snapshot is ours alone: what is half made here was left by a killed try.
+    remove_scraps(&blob_dir).map_err(ImageError::io("tidy", &blob_dir))?;
+    let base = match (&request.base, &request.base_digest) {
+        (Some(image), _) => Some(Base::named(image)?),
+        (None, Some(digest)) => Base::of_digest(&request.target.dir, digest),
+        (None, None) => None,
+    };
+    let options = Options {
+        compression: request.compression,
+        namespaces: request.namespaces,
+        ids: request.ids.clone(),
+        without: request.without.clone(),
+        workers: request.workers,
+        sync: request.sync,
+    };
+    let paths = request.lowers.iter().map(PathBuf::as_path);
+    let layers = Layers::new(paths, &request.upper, options, progress);
+    let mut timings = Timings::default();
+    let mut config = request.config.clone();
+
+    let start = Instant::now();
+    let mut all = Vec::new();
+    let mut of_base = 0;
+    if let Some(base) = base {
+        config.run = base.tell(config.run);
+        of_base = base.layers.len();
+        all = base.layers;
+    }
+    let mut cached_lowers = 0;
+    let cache = Cache::open(&request.cache_dir)?;
+    for at in of_base..request.lowers.len() {
+        progress.stage("lower");
+        let made = layers.lower(at, &cache)?;
+        cached_lowers += usize::from(made.hit);
+        all.push(made.layer);
+    }
+    let below = Below::Layers(all.len());
+    timings.lowers = start.elapsed();
+
+    let start = Instant::now();
+    progress.stage("upper");
+    let upper = layers.upper(&blob_dir)?;
+    let written = upper.written;
+    if written.sockets > 0 {
+        tracing::warn!("{} sockets are left out: a layer of an OCI image cannot hold them", written.sockets);
+    }
+    if written.private > 0 {
+        tracing::warn!(
+            "{} attributes are left out: whoever unpacks the image for an overlay would have them taken for its own",
+            written.private
+        );
+    }
+    let stored_bytes = upper.layer.size;
+    all.push(upper.layer);
+    timings.upper = start.elapsed();
+
+    let start = Instant::now();
+    progress.stage("image");
+    let care = oci::Care { sync: request.sync, verify: request.resumed };
+    let content = oci::Content { layers: &all, base: below };
+    let manifest = oci::write(&request.target, content, &config, request.created, care)?;
+    timings.oci = start.elapsed();
+    let store = request.target.dir.join("blobs/sha256");
+    let placed = all.iter().map(|layer| ImageBlob {
+        id: layer.id,
+        path: store.join(layer.id.to_string()),
+        compressed: layer.size,
+        uncompressed: 0,
+    });
+    Ok(Image {
+        manifest,
+        layers: placed.collect(),
+        of_base,
+        cached_lowers,
+        entries: written.entries,
+        content_bytes: written.content,
+        stored_bytes,
+        sockets: written.sockets,
+        timings,
+    })
+}
