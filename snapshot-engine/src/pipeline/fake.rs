@@ -73,6 +73,7 @@ pub(crate) fn sample_image() -> ImageReport {
         entries: 7,
         chunks: 5,
         content_bytes: 9000,
+        taken_over_bytes: 0,
         stored_bytes: 4000,
         timings: vec![],
     }
