@@ -68,7 +68,7 @@ struct Bench {
 }
 
 fn format() -> Format {
-    Format { chunk_size: ChunkSize::new(64 << 10).unwrap(), ..Format::default() }
+    Format { chunk_size: ChunkSize::new(64 << 10).expect("a power of two"), ..Format::default() }
 }
 
 impl Bench {

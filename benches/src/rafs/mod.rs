@@ -6,6 +6,9 @@
 //! tree, none:         a second image with 1 % changed | a whole one      the same way (`incremental`)
 //! ```
 //!
+//! Where the CPU time of an uncompressed image goes (`perf record`, 1.4 GiB): a third is the blob's SHA-256, by the processor's own instructions; it is the
+//! blob's name and has no parallel form, so nothing is faster than it. A fifth is the copy into the page cache, a tenth BLAKE3, a twentieth reading.
+//!
 //! Times are from the start of the process to its end, medians over the turns. The blob is not synced to disk, by neither.
 
 pub mod builders;

@@ -99,7 +99,7 @@ fn options_arrive() {
 #[test]
 fn the_format_of_the_image_arrives() {
     let args = "commit c oci:/i:t --fs-version 5 --compressor zstd:19 --digest sha256 --blob-layout inline --prefetch /a --prefetch /b \
-                --parent bootstrap=/p --chunk-dict bootstrap=/d,blobs=/e";
+                --parent bootstrap=/p --chunk-dict bootstrap=/d,blobs=/e --full";
     let options = wanted(&args.split_whitespace().collect::<Vec<_>>()).unwrap().options;
     let format = options.rafs().unwrap();
     assert_eq!((format.version.number(), format.compressor.to_string()), (5, "zstd:19".to_owned()));
@@ -107,6 +107,7 @@ fn the_format_of_the_image_arrives() {
     assert_eq!(options.prefetch, ["/a", "/b"].map(PathBuf::from));
     assert_eq!(options.parent.unwrap().to_string(), "bootstrap=/p");
     assert_eq!(options.chunk_dict[0].to_string(), "bootstrap=/d,blobs=/e");
+    assert!(options.full && !wanted(&["commit", "c", "oci:/i:t"]).unwrap().options.full);
 }
 
 #[test]
