@@ -174,7 +174,7 @@ pub struct ImageReport {
     /// Bytes of file content before deduplication and compression.
     pub content_bytes: u64,
     /// Bytes of those files that an earlier snapshot's image had, and that were not read; absent in records of engines that read all.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub taken_over_bytes: u64,
     /// Bytes of the blobs written.
     pub stored_bytes: u64,
