@@ -63,7 +63,7 @@ fn the_second_snapshot_of_a_container_reads_only_what_has_changed() -> Result<()
     let content = number(&first, "content_bytes")?;
 
     // One file is changed, and gets the times it had.
-    let file = seeded(demo.demo.upper())?;
+    let file = seeded(&demo.demo.upper())?;
     let had = fs::metadata(&file)?;
     let times = fs::FileTimes::new().set_modified(had.modified()?).set_accessed(had.accessed()?);
     let file = fs::File::options().write(true).open(&file)?;
