@@ -90,7 +90,6 @@ pub(crate) fn sample_image() -> ImageReport {
         taken_over_bytes: 0,
         sockets_left_out: 0,
         content_bytes: 9000,
-        taken_over_bytes: 0,
         stored_bytes: 4000,
         timings: vec![],
     }

@@ -26,7 +26,7 @@ mod upload;
 mod wire;
 
 #[cfg(test)]
-mod scripted;
+mod scripted_tests;
 #[cfg(test)]
 mod tests;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::scripted::{Fault, Guard, Scripted, Then};
+use super::scripted_tests::{Fault, Guard, Scripted, Then};
 use super::*;
 use crate::deliver::content::sample;
 use crate::deliver::{Replace, run};
