@@ -54,7 +54,7 @@ impl Watch for Told {
     fn settle(&mut self) -> bool {
         true
     }
-    fn probe(&self, fd: BorrowedFd<'_>) -> Probe {
+    fn probe(&self, fd: BorrowedFd<'_>, _: bool) -> Probe {
         let ino = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino);
         Probe { mapped: self.mapped.contains(&ino), direct_io: false }
     }
