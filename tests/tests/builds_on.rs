@@ -178,7 +178,7 @@ fn a_snapshot_with_a_dictionary_stores_only_new_chunks() -> Result<()> {
         "--work-dir",
         &work.to_string_lossy(),
     ])?
-    .must_fail(1, &["nowhere"])?;
+    .must_fail(2, &["nowhere"])?;
     demo.goes_on()?;
     host::must_be_clean(&programs, dir.path())
 }
