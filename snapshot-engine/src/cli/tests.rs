@@ -154,7 +154,6 @@ fn the_text_of_a_commit_is_exact() {
         delivery: None,
         tracker_misses: 0,
         image: None,
-        delivery: None,
         timings: vec![],
     };
     assert_eq!(
