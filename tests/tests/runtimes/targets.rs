@@ -107,3 +107,55 @@ fn docker_takes_an_image_with_layers_of_every_compression_and_runs_it() -> Resul
     ensure!(matches!(refused, Err(DeliverError::NydusForDocker { .. })), "{refused:?}");
     Ok(())
 }
+
+/// The whole way: what a running container has written, in an image that the same daemon was given and runs.
+#[test]
+fn docker_runs_what_was_committed_to_it() -> Result<()> {
+    let Some(house) = House::open("docker")? else { return Ok(()) };
+    let origin = format!("--cgroup-parent={}", house.cgroup("origin")?);
+    let script = "echo kept >/kept; exec /bin/busybox sleep 600";
+    let run = [
+        "docker",
+        "run",
+        "--detach",
+        "--name=origin",
+        "--network=none",
+        "--env=A=b",
+        "--label=tier=test",
+        &origin,
+    ];
+    house.run(&[&run[..], &[IMAGE, "/bin/busybox", "sh", "-c", script]].concat())?;
+    let work = house.place.0.join("work");
+    std::fs::create_dir_all(&work)?;
+    let work = work.display().to_string();
+    let words =
+        ["commit", "docker://origin", "docker-daemon:team/copy:1", "--format", "oci", "--change", "ENV C=d"];
+    let more = ["--work-dir", &work, "--wait", "--max-pause", "100ms", "--output", "json"];
+    let done = house.engine(&[&words[..], &more].concat())?.must_succeed()?.json()?;
+    ensure!(done["state"] == "completed", "{done:#}");
+    let copy = format!("--cgroup-parent={}", house.cgroup("copy")?);
+    let run = ["docker", "run", "--rm", "--network=none", &copy, "team/copy:1", "/bin/busybox", "sh", "-c"];
+    let said = house.run(&[&run[..], &["/bin/busybox cat /kept; echo $A $C"]].concat())?;
+    ensure!(said == "kept\nb d", "{said}");
+    ensure!(house.line("docker image inspect --format {{.Config.Labels.tier}} team/copy:1")? == "test");
+    house.line("docker rm --force origin")?;
+    Ok(())
+}
+
+/// The same with containerd.
+#[test]
+fn containerd_runs_what_was_committed_to_it() -> Result<()> {
+    let Some(house) = House::open("containerd")? else { return Ok(()) };
+    let (pid, work) = (format!("pid:{}", house.init()), house.place.0.join("work"));
+    std::fs::create_dir_all(&work)?;
+    let work = work.display().to_string();
+    std::fs::write(process::root(house.init()).join("kept"), "kept")?;
+    let (name, target) = ("localhost/team/copy:1", "containerd:snapshots/localhost/team/copy:1");
+    let words = ["commit", &pid, target, "--format", "oci", "--work-dir", &work, "--wait"];
+    house.engine(&[&words[..], &["--max-pause", "100ms"]].concat())?.must_succeed()?;
+    let cgroup = house.cgroup("copy")?;
+    let run = format!("ctr --namespace snapshots run --rm --null-io --cgroup {cgroup} {name} copy");
+    // Exits with another code, and so with an error, if it is not there.
+    house.line(&format!("{run} /bin/busybox grep -q kept /kept"))?;
+    Ok(())
+}
