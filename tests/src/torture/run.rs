@@ -85,6 +85,8 @@ pub struct Options {
     pub session: u64,
     /// Kinds of writers; all, in changing mixes, if empty.
     pub kinds: Vec<Kind>,
+    /// Kinds that the mixes do not have.
+    pub without: Vec<&'static str>,
     /// File systems, in turn.
     pub file_systems: Vec<String>,
     /// Gates, in turn.
@@ -110,6 +112,7 @@ impl Options {
             cuts: u64::MAX,
             session: 12,
             kinds: Vec::new(),
+            without: Vec::new(),
             file_systems: vec!["ext4".into(), "xfs".into()],
             gates: vec![GateChoice::Fence, GateChoice::Freezer, GateChoice::Auto, GateChoice::None],
             posts: Vec::new(),
@@ -151,7 +154,7 @@ fn crew(options: &Options, n: u64, dice: &mut Dice) -> Crew {
     let mut kinds = options.kinds.clone();
     if kinds.is_empty() {
         // Kinds that only the freezer holds keep the other gates from being tried at all: every third scene has them.
-        let all = || writers::ALL.iter().copied();
+        let all = || writers::ALL.iter().copied().filter(|kind| !options.without.contains(&kind.name));
         kinds = all().filter(|kind| !kind.freezer_only).collect();
         // Few kinds at a time meet in ways that all at once do not (swarm testing); something to work on is always made.
         if dice.one_in(2) {
