@@ -54,7 +54,8 @@ fn g1_every_cut_is_one_instant_under_every_kind_of_writer() {
     if !bench::root() {
         return;
     }
-    let time = Duration::from_secs(240);
+    // Every kind has had its turn once all cuts are made; a busy machine takes minutes for them.
+    let time = Duration::from_secs(480);
     let without = vec![MMAP];
     let report = go(&Options { seed: 3, cuts: 240, session: 5, time, without, ..options() });
     assert_eq!(report.violations, Vec::<String>::new());
@@ -64,8 +65,7 @@ fn g1_every_cut_is_one_instant_under_every_kind_of_writer() {
     for gate in [Gate::None, Gate::Fence, Gate::Freezer] {
         assert!(report.cuts_by(gate) > 0, "no cut by {gate:?}");
     }
-    // Where the time was up before, not every kind has had its turn.
-    for kind in writers::ALL.iter().filter(|kind| kind.name != MMAP && report.cuts() >= 240) {
+    for kind in writers::ALL.iter().filter(|kind| kind.name != MMAP) {
         assert!(report.operations(kind.name) > 0, "{} has done nothing", kind.name);
     }
 }
