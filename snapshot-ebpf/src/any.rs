@@ -1,6 +1,9 @@
 //! Events every file system on the page cache or on iomap raises.
 
-use snapshot_ebpf::NONE;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
+use snapshot_ebpf::{FAULT_SLOW_FAULTS, NONE};
 
 use crate::count::told;
 use crate::kernel::{Structure, constant, tracepoint};
@@ -15,6 +18,9 @@ const IOMAP_WRITE: u32 = 1;
 /// All of these, with IOMAP_FAULT, IOMAP_DIRECT and IOMAP_DAX.
 const IOMAP_KINDS: u32 = IOMAP_CHANGES | 1 << 3 | IOMAP_DIRECT | 1 << 8;
 const IOMAP_DIRECT: u32 = 1 << 4;
+/// How long a slow page fault is slow: longer than a round takes from what it is told to the file. A turn takes some 20 ns.
+const SLOW_NS: u64 = 1_000_000;
+const SLOW_TURNS: u32 = 1 << 18;
 /// The largest folio the page cache makes: a huge page.
 const HUGE: u64 = 2 << 20;
 
@@ -58,7 +64,26 @@ tracepoint! { "writeback_dirty_folio" writeback_dirty_folio writeback_dirty_foli
     // no events any more: all of it counts.
     let (pos, len) = folio_range(folio, pos);
     content(inode, pos, len);
+    if constant!(SETTINGS.fault) >= FAULT_SLOW_FAULTS {
+        dawdle();
+    }
 } }
+
+/// For tests: lets time go by.
+#[inline(always)]
+fn dawdle() {
+    // SAFETY: the helpers have no preconditions but the callback's, whose context is this stack slot.
+    unsafe {
+        let mut until = bpf_ktime_get_ns() + SLOW_NS;
+        bpf_loop(SLOW_TURNS, early as *mut c_void, (&raw mut until).cast::<c_void>(), 0);
+    }
+}
+
+/// Whether the time in the context has not come.
+unsafe extern "C" fn early(_: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `context` is the caller's stack slot.
+    unsafe { i64::from(bpf_ktime_get_ns() >= core::ptr::read_volatile(context.cast::<u64>())) }
+}
 
 tracepoint! { "writeback_mark_inode_dirty" writeback_mark_inode_dirty writeback_mark_inode_dirty_typed (ctx, Kind) {
     if ctx.arg::<u32>(1) & DIRTY_INODE != 0 {

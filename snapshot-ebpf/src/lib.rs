@@ -389,6 +389,10 @@ pub const FAULT_IGNORE_MMAP: u32 = 5;
 pub const FAULT_NO_SETTLE: u32 = 6;
 /// A planted fault of the engine: the residual is read before the gate is up (a broken G1).
 pub const FAULT_EARLY_READ: u32 = 7;
+/// Not a fault: a page fault that makes a page dirty is slow between its event and the mark that write-back looks for, so that what T4 says of it is put to the test.
+pub const FAULT_SLOW_FAULTS: u32 = 8;
+/// A planted fault of the engine: the same, and nobody waits for such page faults before pages are cleaned (a broken T4).
+pub const FAULT_NO_GRACE: u32 = 9;
 /// Set beside one of the others: the sweeps (T6) are off, which would find the fault before it shows in a tree.
 pub const FAULT_NO_SWEEP: u32 = 1 << 16;
 /// The fault without [`FAULT_NO_SWEEP`].

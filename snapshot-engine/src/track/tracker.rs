@@ -1,5 +1,6 @@
 //! Loading the programs, and the tracker as the pre-copy uses it.
 
+use std::cell::Cell;
 use std::collections::HashMap as Map;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,8 +12,8 @@ use aya::maps::{MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use snapshot_ebpf::{
-    BLOCK_SHIFT, Control, Cpu, FAULT_KIND, FAULT_NO_SETTLE, FINE_SHIFT, Fine, MAPPED, MAX_CPUS, MAX_TARGETS,
-    META, QUEUED, Settings, Slot, TASK_INSIDE, TASKS_A_LINE, TargetId, WHOLE,
+    BLOCK_SHIFT, Control, Cpu, FAULT_KIND, FAULT_NO_GRACE, FAULT_NO_SETTLE, FINE_SHIFT, Fine, MAPPED,
+    MAX_CPUS, MAX_TARGETS, META, QUEUED, Settings, Slot, TASK_INSIDE, TASKS_A_LINE, TargetId, WHOLE,
 };
 
 use super::attach::{self, Programs};
@@ -21,6 +22,7 @@ use super::log::ToTracing;
 use super::programs::{FileSystem, present};
 use super::slots::{SlotIndex, Slots};
 use super::{Error, calls, object, offsets};
+use crate::kernel::grace::grace_period;
 use crate::kernel::shared::{MapMemory, bytes_of};
 use crate::model::dirty::{Dirty, Full, Ino, Probe, Watch};
 use crate::model::snapshot::Backend;
@@ -98,6 +100,8 @@ pub struct Tracker {
     again: Vec<SlotIndex>,
     ring_lost_seen: u64,
     unknown_seen: u64,
+    /// See [`Tracker::faults_over`].
+    faults_over: Cell<Option<bool>>,
     backend: Backend,
     /// See [`FileSystem::stores_are_silent`].
     silent_stores: bool,
@@ -213,6 +217,7 @@ impl Tracker {
             again: Vec::new(),
             ring_lost_seen: 0,
             unknown_seen: 0,
+            faults_over: Cell::new(None),
             backend,
             silent_stores: fs.stores_are_silent(),
             fault: scope.fault & FAULT_KIND,
@@ -250,6 +255,26 @@ impl Tracker {
             let word = self.tasks.words()[line * WORDS_A_LINE + place / 8].load(Ordering::SeqCst);
             word.to_ne_bytes()[place % 8] != 0
         }
+    }
+
+    /// Waits until page faults have made dirty what they had told of when [`Watch::settle`] was called last; once for all files that are read after it. False if the
+    /// kernel has no way to wait for that.
+    ///
+    /// T4: a store through a mapping is no counted call, so nobody waits for it (T2). Its event, `writeback_dirty_folio`, comes *before* the page bears the mark by which
+    /// write-back finds it (`__folio_mark_dirty`, mm/page-writeback.c; `filemap_fdatawrite_wbc`, mm/filemap.c, asks for the mark without a lock). Who has taken that event and cleans the
+    /// pages at once would find nothing to clean and read what is there; then the page gets its mark, the store lands, and so do all later ones to that page, without an event. Event and mark are one
+    /// stretch without interrupts. Once it is over, cleaning finds the mark, and waits for the folio's lock, which the fault holds until its page can be stored to.
+    fn faults_over(&self) -> bool {
+        if self.fault == FAULT_NO_GRACE {
+            return true;
+        }
+        let over = self.faults_over.get().unwrap_or_else(|| {
+            grace_period()
+                .inspect_err(|error| tracing::debug!(%error, "page faults cannot be waited for"))
+                .is_ok()
+        });
+        self.faults_over.set(Some(over));
+        over
     }
 
     /// The tasks inside a counted call.
@@ -487,6 +512,7 @@ impl Watch for Tracker {
     }
 
     fn settle(&mut self) -> bool {
+        self.faults_over.set(None);
         self.settle_within(SETTLE)
     }
 
@@ -506,6 +532,8 @@ impl Watch for Tracker {
                 slots.set_mapped(slot);
             }
         }
-        Probe { mapped, direct_io }
+        // Where that cannot be known the file is read once more, in the window: those whom the freezer holds are in no page fault.
+        let unsure = mapped && !self.faults_over();
+        Probe { mapped, direct_io: direct_io || unsure }
     }
 }

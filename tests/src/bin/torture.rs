@@ -21,6 +21,7 @@ const USAGE: &str = "options:
   --fs F,F         ext4, xfs, btrfs, tmpfs (default ext4,xfs)
   --gate G,G       fence, freezer, auto, none (default: all in turn)
   --plant FAULT    no-settle, drop-events, ignore-mmap, early-read, no-count: the run ends when it is found
+  --slow FAULTS    page-faults: they take a millisecond between their event and what it tells of
   --output json    the report as JSON on standard output";
 
 fn options() -> Result<(Options, bool)> {
@@ -49,6 +50,7 @@ fn options() -> Result<(Options, bool)> {
                 let found = Plant::ALL.iter().find(|(_, word)| *word == value);
                 options.plant = Some(found.with_context(|| format!("no such fault\n{USAGE}"))?.0);
             }
+            "--slow" if value == "page-faults" => options.slow_faults = true,
             "--output" if value == "json" => json = true,
             _ => bail!("{name} {value}?\n{USAGE}"),
         }

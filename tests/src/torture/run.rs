@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use snapshot_ebpf::{
     FAULT_DROP_FEW, FAULT_EARLY_READ, FAULT_IGNORE_MMAP, FAULT_NO_COUNT, FAULT_NO_SETTLE, FAULT_NO_SWEEP,
+    FAULT_SLOW_FAULTS,
 };
 use snapshot_engine::CommitOptions;
 use snapshot_engine::freeze::gate::Gate;
@@ -85,8 +86,6 @@ pub struct Options {
     pub session: u64,
     /// Kinds of writers; all, in changing mixes, if empty.
     pub kinds: Vec<Kind>,
-    /// Kinds that the mixes do not have.
-    pub without: Vec<&'static str>,
     /// File systems, in turn.
     pub file_systems: Vec<String>,
     /// Gates, in turn.
@@ -97,6 +96,8 @@ pub struct Options {
     pub threads: u64,
     /// A fault to plant: the run ends when it is found.
     pub plant: Option<Plant>,
+    /// Page faults take a millisecond between the event and what it tells of (T4).
+    pub slow_faults: bool,
     /// The program that calls `init_if_asked` and `write_if_asked`.
     pub program: PathBuf,
 }
@@ -112,12 +113,12 @@ impl Options {
             cuts: u64::MAX,
             session: 12,
             kinds: Vec::new(),
-            without: Vec::new(),
             file_systems: vec!["ext4".into(), "xfs".into()],
             gates: vec![GateChoice::Fence, GateChoice::Freezer, GateChoice::Auto, GateChoice::None],
             posts: Vec::new(),
             threads: 0,
             plant: None,
+            slow_faults: false,
             program: program.to_owned(),
         }
     }
@@ -154,7 +155,7 @@ fn crew(options: &Options, n: u64, dice: &mut Dice) -> Crew {
     let mut kinds = options.kinds.clone();
     if kinds.is_empty() {
         // Kinds that only the freezer holds keep the other gates from being tried at all: every third scene has them.
-        let all = || writers::ALL.iter().copied().filter(|kind| !options.without.contains(&kind.name));
+        let all = || writers::ALL.iter().copied();
         kinds = all().filter(|kind| !kind.freezer_only).collect();
         // Few kinds at a time meet in ways that all at once do not (swarm testing); something to work on is always made.
         if dice.one_in(2) {
@@ -286,7 +287,8 @@ impl Run<'_> {
         place: &Place<'_>,
         dice: &mut Dice,
     ) -> Result<()> {
-        let fault = self.options.plant.map_or(0, Plant::fault);
+        let slow = if self.options.slow_faults { FAULT_SLOW_FAULTS } else { 0 };
+        let fault = self.options.plant.map_or(slow, Plant::fault);
         let work = scene.place().join("engine");
         let mut session: Session = match bench::session(scene.target()?, &work, bench::policy(gate), fault) {
             Ok(session) => session,
