@@ -37,6 +37,8 @@ on_inode! {
     "xfs_reflink_remap_range" xfs_reflink_remap_range xfs_reflink_remap_range_typed 3 => whole_begins;
     "xfs_reflink_remap_extent_dest" xfs_reflink_remap_extent_dest xfs_reflink_remap_extent_dest_typed 0 => whole;
     "xfs_swap_extent_before" xfs_swap_extent_before xfs_swap_extent_before_typed 0 => whole_begins;
+    // Of either file.
+    "xfs_exchrange_before" xfs_exchrange_before xfs_exchrange_before_typed 0 => whole_begins;
 }
 
 macro_rules! on_lock {

@@ -102,6 +102,8 @@ const XFS: &[Program] = &[
     may("xfs_reflink_remap_range", "xfs_inode*, xfs_off_t, xfs_off_t, xfs_inode*"),
     may("xfs_reflink_remap_extent_dest", XFS_INODE),
     may("xfs_swap_extent_before", XFS_INODE),
+    // Since 6.10.
+    may("xfs_exchrange_before", XFS_INODE),
 ];
 
 /// The file systems with a backend.
