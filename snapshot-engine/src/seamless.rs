@@ -39,6 +39,9 @@ pub struct SnapshotResult {
     /// The live upperdir.
     #[serde(with = "paths")]
     pub new_upper_dir: PathBuf,
+    /// Directories outside the container's own layer that are in the frozen upperdir, captured at the same instant.
+    #[serde(with = "paths::list", skip_serializing_if = "Vec::is_empty")]
+    pub with_paths: Vec<PathBuf>,
     /// What held writers back.
     pub gate: Gate,
     /// Attempts made.
@@ -81,6 +84,7 @@ impl SnapshotResult {
             total_time: Nanos::from(total).into(),
             old_upper_dir: record.cut.old_upper_dir.clone(),
             new_upper_dir: record.cut.new_upper_dir.clone(),
+            with_paths: record.options.with_paths.clone(),
             gate: pause.gate,
             attempts: pause.attempts,
             longest_stop: pause.longest_stop.into(),

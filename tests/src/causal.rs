@@ -13,13 +13,14 @@
 //!   x     the round that the next thread has completed: what is in x has happened there
 //! ```
 //!
-//! A tree that was cut at one instant keeps all of it; pages and lines prove that they are whole.
+//! A tree that was cut at one instant keeps all of it; pages and lines prove that they are whole. In two trees (`ROOT:OTHER`) the steps of each round
+//! go to one and the other by turns: a, c, m and x to the first, b, d and u to the second. They must have been cut at one instant, too.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,6 +34,55 @@ const PAGES: u64 = 16;
 /// Lines of a log until it is renamed.
 const LOG: u64 = 300;
 
+/// Where the writers are: in one tree, or in two.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    first: PathBuf,
+    second: Option<PathBuf>,
+}
+
+impl From<&Path> for Roots {
+    fn from(root: &Path) -> Roots {
+        Roots { first: root.to_owned(), second: None }
+    }
+}
+
+impl Roots {
+    /// Two trees.
+    #[must_use]
+    pub fn two(first: &Path, second: &Path) -> Roots {
+        Roots { first: first.to_owned(), second: Some(second.to_owned()) }
+    }
+
+    /// As the worker is told: `ROOT` or `ROOT:OTHER`.
+    #[must_use]
+    pub fn parse(text: &str) -> Roots {
+        match text.split_once(':') {
+            Some((first, second)) => Roots::two(Path::new(first), Path::new(second)),
+            None => Path::new(text).into(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.first).chain(&self.second)
+    }
+
+    fn of_thread(&self, k: usize) -> Roots {
+        let name = format!("t{k}");
+        Roots { first: self.first.join(&name), second: self.second.as_ref().map(|root| root.join(&name)) }
+    }
+
+    /// The directory that has what begins with this letter.
+    fn of(&self, name: &str) -> &Path {
+        let in_second = name.starts_with(['b', 'd', 'u']);
+        self.second.as_ref().filter(|_| in_second).unwrap_or(&self.first)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.of(name).join(name)
+    }
+}
+
 /// The threads of one process.
 #[derive(Debug)]
 pub struct Writers {
@@ -41,17 +91,17 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts `count` threads in `root`, which must not exist, and returns once each has completed two rounds.
+    /// Starts `count` threads in `roots`, which must have no `t0` .., and returns once each has completed two rounds.
     ///
     /// # Errors
     /// When a writer fails.
-    pub fn start(root: &Path, count: usize) -> io::Result<Writers> {
-        fs::create_dir_all(root)?;
+    pub fn start(roots: &Roots, count: usize) -> io::Result<Writers> {
+        roots.all().try_for_each(fs::create_dir_all)?;
         let stop = Arc::new(AtomicBool::new(false));
         let done: Arc<Vec<AtomicU64>> = Arc::new((0..count).map(|_| AtomicU64::new(0)).collect());
         let threads = (0..count)
             .map(|k| {
-                let (root, stop, done) = (root.join(format!("t{k}")), Arc::clone(&stop), Arc::clone(&done));
+                let (root, stop, done) = (roots.of_thread(k), Arc::clone(&stop), Arc::clone(&done));
                 std::thread::spawn(move || writer(&root, k, &stop, &done))
             })
             .collect::<Vec<_>>();
@@ -81,10 +131,10 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-fn writer(root: &Path, k: usize, stop: &AtomicBool, done: &[AtomicU64]) -> io::Result<()> {
-    fs::create_dir(root)?;
-    let at = |name: &str| root.join(name);
-    let numbered = |kind: char, n: u64| root.join(format!("{kind}-{n}"));
+fn writer(root: &Roots, k: usize, stop: &AtomicBool, done: &[AtomicU64]) -> io::Result<()> {
+    root.all().try_for_each(fs::create_dir)?;
+    let at = |name: &str| root.file(name);
+    let numbered = |kind: char, n: u64| root.file(&format!("{kind}-{n}"));
     let a = File::create(at("a.db"))?;
     let mut b = append(&at("b.log"))?;
     let mut d = File::create(at("d.db"))?;
@@ -134,9 +184,9 @@ fn pace(n: u64) {
 
 /// The newest completed `c` of each thread, -1 if there is none; also of a live tree, because `c` is renamed into place.
 #[must_use]
-pub fn newest(root: &Path, threads: usize) -> Vec<i64> {
+pub fn newest(roots: &Roots, threads: usize) -> Vec<i64> {
     (0..threads)
-        .map(|k| fs::read(root.join(format!("t{k}/c"))).ok().and_then(|b| check_line(&b)).map_or(-1, signed))
+        .map(|k| fs::read(roots.of_thread(k).file("c")).ok().and_then(|b| check_line(&b)).map_or(-1, signed))
         .collect()
 }
 
@@ -148,12 +198,12 @@ fn signed(n: u64) -> i64 {
 ///
 /// # Errors
 /// What is wrong.
-pub fn judge(root: &Path, threads: usize) -> Result<Vec<i64>, String> {
+pub fn judge(roots: &Roots, threads: usize) -> Result<Vec<i64>, String> {
     let mut rounds = Vec::new();
     let mut crossed = Vec::new();
     for k in 0..threads {
-        let dir = root.join(format!("t{k}"));
-        let read = |name: &str| match fs::read(dir.join(name)) {
+        let dir = roots.of_thread(k);
+        let read = |name: &str| match fs::read(dir.file(name)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(format!("t{k}/{name}: {e}")),
@@ -172,7 +222,7 @@ pub fn judge(root: &Path, threads: usize) -> Result<Vec<i64>, String> {
         {
             return Err(say("c.tmp", "is torn".into()));
         }
-        let (m, u) = (numbers(&dir, "m-")?, numbers(&dir, "u-")?);
+        let (m, u) = (numbers(dir.of("m"), "m-")?, numbers(dir.of("u"), "u-")?);
         for (name, set) in [("m", &m), ("u", &u)] {
             let fine = set.len() <= 2 && set.iter().zip(set.iter().skip(1)).all(|(x, y)| x + 1 == *y);
             if !fine || (set.is_empty() && c > 1) {

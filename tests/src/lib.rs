@@ -17,6 +17,7 @@
 //! judges    Nydus' own tools
 //! building  how an image is built and compared
 //! layered   layers as containers make them, by a real overlay mount
+//! volume    a directory of the host in a container, as a runtime mounts a volume
 //! unpacked  OCI images unpacked: by a model of our own, by umoci, by tar
 //! everything a tree with every kind of entry, to compare images with
 //! inmate    a process of the host in a container's cgroup, for what needs more than a container has: stopped, traced, held up, forking
@@ -46,6 +47,7 @@ pub mod running;
 pub mod silent;
 pub mod torture;
 pub mod unpacked;
+pub mod volume;
 pub mod worker;
 
 /// Whether the tests may run; those that cannot say so, and fail where everything must be tested.

@@ -18,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use snapshot_engine::kernel::words::Words;
 
 use crate::bench::Running;
-use crate::causal::Writers;
+use crate::causal::{Roots, Writers};
 use crate::hostile::Attack;
 
 /// The other end of a worker; it is killed on drop.
@@ -181,7 +181,7 @@ impl State {
                 }
             }
             ["causal", root, threads] => {
-                self.writers = Some(Writers::start(Path::new(root), threads.parse()?)?);
+                self.writers = Some(Writers::start(&Roots::parse(root), threads.parse()?)?);
             }
             ["quiet"] => {
                 if let Some(writers) = self.writers.take() {

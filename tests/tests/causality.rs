@@ -57,7 +57,7 @@ impl Scene {
     }
 
     fn live(&self) -> Vec<i64> {
-        causal::newest(&self.demo.upper().join(ROOT), self.threads)
+        causal::newest(&self.demo.upper().join(ROOT).as_path().into(), self.threads)
     }
 
     /// One session: `cuts` cuts, the last of them frozen and judged. What is wrong with the tree, or why there was no cut.
@@ -82,7 +82,7 @@ impl Scene {
         }
         let after = self.live();
         session.freeze(&frozen, &Quiet).map_err(|e| format!("not frozen: {:#}", anyhow::Error::from(e)))?;
-        let verdict = causal::judge(&frozen.join(ROOT), self.threads).and_then(|rounds| {
+        let verdict = causal::judge(&frozen.join(ROOT).as_path().into(), self.threads).and_then(|rounds| {
             // Whatever was complete before the cut is there, and nothing that began after it.
             let late = rounds.iter().zip(&before).any(|(cut, before)| cut + 1 < *before);
             let early = rounds.iter().zip(&after).any(|(cut, after)| *cut > *after);
@@ -213,7 +213,7 @@ fn a_copy_without_a_cut_is_found_out() {
             let from = scene.demo.upper().join(ROOT).join(format!("t{k}"));
             let _ = Command::new("cp").arg("-a").arg(from).arg(&to).output().unwrap();
         }
-        if let Err(why) = causal::judge(&to, 3) {
+        if let Err(why) = causal::judge(&to.as_path().into(), 3) {
             found.push(why);
         }
         fs::remove_dir_all(&to).unwrap();
@@ -227,15 +227,16 @@ fn a_copy_without_a_cut_is_found_out() {
 fn the_judge_is_sharp() {
     let dir = tempfile::tempdir().unwrap();
     let live = dir.path().join("live");
-    let writers = causal::Writers::start(&live, 2).unwrap();
+    let roots = live.as_path().into();
+    let writers = causal::Writers::start(&roots, 2).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     writers.stop().unwrap();
-    assert!(causal::judge(&live, 2).is_ok(), "{:?}", causal::judge(&live, 2));
+    assert!(causal::judge(&roots, 2).is_ok(), "{:?}", causal::judge(&roots, 2));
     let spoilt = |what: &str, spoil: &dyn Fn(&Path)| {
         let copy = dir.path().join(what);
         assert!(Command::new("cp").arg("-a").arg(&live).arg(&copy).status().unwrap().success());
         spoil(&copy.join("t0"));
-        let verdict = causal::judge(&copy, 2);
+        let verdict = causal::judge(&copy.as_path().into(), 2);
         assert!(verdict.is_err(), "{what}");
     };
     let edit = |path: &Path, change: &dyn Fn(&mut Vec<u8>)| {
@@ -250,7 +251,7 @@ fn the_judge_is_sharp() {
     spoilt("a file half in place", &|d| edit(&d.join("c"), &|b| b.truncate(100)));
     spoilt("b without a", &|d| {
         edit(&d.join("b.log"), &|b| {
-            let n = causal::newest(d.parent().unwrap(), 1)[0].unsigned_abs();
+            let n = causal::newest(&d.parent().unwrap().into(), 1)[0].unsigned_abs();
             b.extend(snapshot_engine::demo::content::line(n + 1));
         });
     });

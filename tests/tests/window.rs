@@ -466,7 +466,7 @@ fn t5_without_a_tracker_the_long_pause_is_reported() {
         assert_eq!((cut.pause.gate, cut.tracker), (Gate::Freezer, Some(Backend::None)));
         assert!(cut.pause.window.0 > 0 && cut.pause.longest_stop == cut.pause.window, "{:?}", cut.pause);
         println!("{kind}: {:?}", cut.pause);
-        causal::judge(&wanted.frozen().join("srv/causal"), 2).unwrap();
+        causal::judge(&wanted.frozen().join("srv/causal").as_path().into(), 2).unwrap();
         assert!(!demo.frozen());
         // A budget that is too small is kept, and said.
         let tiny = snapshot_engine::model::nanos::Nanos(1_000);

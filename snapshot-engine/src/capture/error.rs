@@ -67,6 +67,22 @@ pub enum Error {
         /// The upperdir.
         upper: PathBuf,
     },
+    /// One tree is in another.
+    #[error("{path:?} is the root of another tree that is copied; leave out one of the two (--with-path)")]
+    Overlap {
+        /// Where, relative to the upperdir's root.
+        path: PathBuf,
+    },
+    /// The work directory is inside a tree that is added.
+    #[error(
+        "the work directory {dir:?} is inside {path:?}; choose --work-dir outside of what --with-path adds"
+    )]
+    NestedInGraft {
+        /// The work directory.
+        dir: PathBuf,
+        /// Where it was found, relative to the upperdir's root.
+        path: PathBuf,
+    },
     /// Another engine works there.
     #[error("the work directory {dir:?} is in use by another snapshot; choose another --work-dir")]
     Busy {

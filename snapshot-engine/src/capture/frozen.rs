@@ -30,6 +30,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::copy::data_name;
+use super::graft::Shape;
 use super::index::{Body, Index, Known};
 use super::settled::Recognised;
 use super::{Error, Shadow, metadata, private_dir};
@@ -58,6 +59,7 @@ const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEX
 
 /// The directories, each after all that are below it, and everything that is none.
 struct Plan<'a> {
+    shape: &'a Shape<'a>,
     order: Vec<Ino>,
     objects: Vec<(Ino, &'a Known)>,
 }
@@ -89,7 +91,8 @@ impl Shadow {
     pub fn freeze(self, frozen: &Path, progress: &dyn Progress) -> Result<Frozen, Error> {
         let started = Instant::now();
         progress.stage("freeze");
-        let plan = self.plan(frozen)?;
+        let shape = self.shape();
+        let plan = self.plan(&shape, frozen)?;
         let (tree, entries, files) = self.build(&plan, self.disk.data.as_fd(), "tree")?;
         progress.stage("sync");
         rustix::fs::syncfs(&*self.disk.base).map_err(|e| Error::shadow("sync", &self.disk.path, e))?;
@@ -105,7 +108,8 @@ impl Shadow {
     /// As [`freeze`](Shadow::freeze).
     pub fn replica(&self, to: &Path) -> Result<Frozen, Error> {
         let started = Instant::now();
-        let plan = self.plan(to)?;
+        let shape = self.shape();
+        let plan = self.plan(&shape, to)?;
         let base = self.disk.base.as_fd();
         let clear = || {
             ["replica", "replica-tree"].into_iter().try_for_each(|name| {
@@ -142,20 +146,33 @@ impl Shadow {
         Ok(())
     }
 
+    /// The tree to build.
+    fn shape(&self) -> Shape<'_> {
+        let roots: Vec<Ino> = self.index.roots().skip(1).collect();
+        let shape = Shape::of(&self.index, &self.grafts, &roots);
+        if shape.left_out > 0 {
+            tracing::warn!(
+                devices = shape.left_out,
+                "devices with the number 0/0 in what --with-path adds are left out: a layer of an image has them for deletions"
+            );
+        }
+        shape
+    }
+
     /// What there is to build, in its order.
-    fn plan(&self, to: &Path) -> Result<Plan<'_>, Error> {
-        let order = self.order()?;
+    fn plan<'a>(&self, shape: &'a Shape<'a>, to: &Path) -> Result<Plan<'a>, Error> {
+        let order = order(shape)?;
         if to.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: to.into() });
         }
         let inside: HashSet<Ino> = order.iter().copied().collect();
-        let nodes = self.index.nodes();
+        let nodes = shape.index().nodes();
         let objects = nodes
             .filter(|(_, node)| node.links.iter().any(|(dir, _)| inside.contains(dir)))
-            .filter_map(|(ino, node)| Some((ino, node.known.as_ref()?)))
+            .filter_map(|(ino, _)| Some((ino, shape.known(ino)?)))
             .filter(|(_, known)| known.body != Body::Directory)
             .collect();
-        Ok(Plan { order, objects })
+        Ok(Plan { shape, order, objects })
     }
 
     /// Steps 1 and 2, in the directory `name`; `data` has the content. Returns the directory, the number of names, and the files that can be
@@ -172,38 +189,9 @@ impl Shadow {
         let mut placed = HashMap::new();
         let mut entries = 0;
         for ino in &plan.order {
-            entries += self.directory(data, tree.as_fd(), *ino, &mut placed)?;
+            entries += directory(plan.shape, data, tree.as_fd(), *ino, &mut placed)?;
         }
         Ok((tree, entries, files))
-    }
-
-    /// The directories, each after all that are below it. Checks that the shape is a tree and that everything in it was read.
-    fn order(&self) -> Result<Vec<Ino>, Error> {
-        let index = &self.index;
-        let incomplete = |ino, what| Error::Incomplete { path: index.path(ino), what };
-        let mut order = Vec::new();
-        let mut seen = HashSet::new();
-        let mut stack = vec![index.root()];
-        while let Some(ino) = stack.pop() {
-            if !seen.insert(ino) {
-                return Err(incomplete(ino, "a directory is in two places"));
-            }
-            order.push(ino);
-            let node = index.get(ino).ok_or_else(|| incomplete(ino, "an inode is missing"))?;
-            let entries = node.entries.as_ref();
-            for child in entries.ok_or_else(|| incomplete(ino, "a directory was never listed"))?.values() {
-                match index.known(*child) {
-                    None => return Err(incomplete(*child, "an inode was never read")),
-                    Some(known) if known.body == Body::Directory => stack.push(*child),
-                    Some(_) => {}
-                }
-            }
-            if node.known.is_none() {
-                return Err(incomplete(ino, "a directory was never read"));
-            }
-        }
-        order.reverse();
-        Ok(order)
     }
 
     /// Step 1: everything but directories, with its metadata, flat. Returns the files that can be recognised later.
@@ -233,49 +221,6 @@ impl Shadow {
             }
             Ok(files)
         })
-    }
-
-    /// Step 2, one directory. Returns the number of its entries.
-    fn directory(
-        &self,
-        data: BorrowedFd<'_>,
-        tree: BorrowedFd<'_>,
-        ino: Ino,
-        placed: &mut HashMap<Ino, usize>,
-    ) -> Result<u64, Error> {
-        let index = &self.index;
-        let (Some(node), Some(known)) = (index.get(ino), index.known(ino)) else {
-            return Err(Error::Incomplete { path: index.path(ino), what: "a directory was never read" });
-        };
-        let name = ino.0.to_string();
-        let fail = |op, e: Errno| Error::shadow(op, index.path(ino), e);
-        rustix::fs::mkdirat(tree, &name, Mode::RWXU).map_err(|e| fail("make the directory", e))?;
-        let dir = rustix::fs::openat(tree, &name, OPEN, Mode::empty()).map_err(|e| fail("open", e))?;
-        let mut count = 0;
-        for (entry, child) in node.entries.iter().flatten() {
-            count += 1;
-            let fail = |op, e: Errno| Error::shadow(op, index.path(*child), e);
-            let entry: &std::ffi::CStr = entry;
-            let Some(below) = index.get(*child) else { continue };
-            let Some(known) = &below.known else { continue };
-            if known.body == Body::Directory {
-                rustix::fs::renameat(tree, child.0.to_string(), &dir, entry).map_err(|e| fail("place", e))?;
-                continue;
-            }
-            let from = object_name(*child, known);
-            // All names but the last are links, so that the flat name stays until then. Names in directories that are not part of
-            // the tree do not count, which leaves a link too many in the data directory; it is removed with it.
-            let done = placed.entry(*child).or_insert(0);
-            *done += 1;
-            if *done < below.links.len() {
-                rustix::fs::linkat(data, &from, &dir, entry, AtFlags::empty())
-                    .map_err(|e| fail("link", e))?;
-            } else {
-                rustix::fs::renameat(data, &from, &dir, entry).map_err(|e| fail("place", e))?;
-            }
-        }
-        metadata::put(tree, &name, &known.stat, &known.xattrs, &|| index.path(ino))?;
-        Ok(count)
     }
 
     /// Step 4.
@@ -321,4 +266,73 @@ fn object(data: BorrowedFd<'_>, index: &Index, ino: Ino, known: &Known) -> Resul
         }
     }
     metadata::put(data, &name, &known.stat, &known.xattrs, &|| index.path(ino))
+}
+
+/// The directories, each after all that are below it. Checks that the shape is a tree and that everything in it was read.
+fn order(shape: &Shape<'_>) -> Result<Vec<Ino>, Error> {
+    let index = shape.index();
+    let incomplete = |ino, what| Error::Incomplete { path: index.path(ino), what };
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut stack = vec![index.root()];
+    while let Some(ino) = stack.pop() {
+        if !seen.insert(ino) {
+            return Err(incomplete(ino, "a directory is in two places"));
+        }
+        order.push(ino);
+        let entries = shape.entries(ino);
+        for child in entries.ok_or_else(|| incomplete(ino, "a directory was never listed"))?.values() {
+            match shape.known(*child) {
+                None => return Err(incomplete(*child, "an inode was never read")),
+                Some(known) if known.body == Body::Directory => stack.push(*child),
+                Some(_) => {}
+            }
+        }
+        if shape.known(ino).is_none() {
+            return Err(incomplete(ino, "a directory was never read"));
+        }
+    }
+    order.reverse();
+    Ok(order)
+}
+
+/// Step 2, one directory. Returns the number of its entries.
+fn directory(
+    shape: &Shape<'_>,
+    data: BorrowedFd<'_>,
+    tree: BorrowedFd<'_>,
+    ino: Ino,
+    placed: &mut HashMap<Ino, usize>,
+) -> Result<u64, Error> {
+    let index = shape.index();
+    let Some(known) = shape.known(ino) else {
+        return Err(Error::Incomplete { path: index.path(ino), what: "a directory was never read" });
+    };
+    let name = ino.0.to_string();
+    let fail = |op, e: Errno| Error::shadow(op, index.path(ino), e);
+    rustix::fs::mkdirat(tree, &name, Mode::RWXU).map_err(|e| fail("make the directory", e))?;
+    let dir = rustix::fs::openat(tree, &name, OPEN, Mode::empty()).map_err(|e| fail("open", e))?;
+    let mut count = 0;
+    for (entry, child) in shape.entries(ino).into_iter().flatten() {
+        count += 1;
+        let fail = |op, e: Errno| Error::shadow(op, index.path(*child), e);
+        let entry: &std::ffi::CStr = entry;
+        let Some(known) = shape.known(*child) else { continue };
+        if known.body == Body::Directory {
+            rustix::fs::renameat(tree, child.0.to_string(), &dir, entry).map_err(|e| fail("place", e))?;
+            continue;
+        }
+        let from = object_name(*child, known);
+        // All names but the last are links, so that the flat name stays until then. Names in directories that are not part of
+        // the tree do not count, which leaves a link too many in the data directory; it is removed with it.
+        let done = placed.entry(*child).or_insert(0);
+        *done += 1;
+        if *done < index.get(*child).map_or(1, |below| below.links.len()) {
+            rustix::fs::linkat(data, &from, &dir, entry, AtFlags::empty()).map_err(|e| fail("link", e))?;
+        } else {
+            rustix::fs::renameat(data, &from, &dir, entry).map_err(|e| fail("place", e))?;
+        }
+    }
+    metadata::put(tree, &name, &known.stat, &known.xattrs, &|| index.path(ino))?;
+    Ok(count)
 }

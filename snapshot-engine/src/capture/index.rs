@@ -35,7 +35,7 @@ pub(super) enum Body {
 }
 
 /// An inode that has been read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Known {
     /// As it was *before* its content was read, so that a later comparison errs on the safe side.
     pub(super) stat: Stat,
@@ -62,6 +62,8 @@ pub(super) struct Node {
 pub(super) struct Index {
     nodes: HashMap<Ino, Node>,
     root: Ino,
+    /// The roots of the grafts, and where they go.
+    grafts: Vec<(Ino, PathBuf)>,
     /// In no directory right now. A rename that was listed half looks like this: they have one round to turn up again.
     orphans: HashSet<Ino>,
     stale: HashSet<Ino>,
@@ -79,13 +81,24 @@ fn weight(known: &Known) -> usize {
 }
 
 impl Index {
-    pub(super) fn new(root: Ino) -> Index {
-        let nodes = HashMap::from([(root, Node::default())]);
-        Index { nodes, root, orphans: HashSet::new(), stale: HashSet::new(), bytes: 0 }
+    pub(super) fn new(root: Ino, grafts: Vec<(Ino, PathBuf)>) -> Index {
+        let roots = std::iter::once(root).chain(grafts.iter().map(|(ino, _)| *ino));
+        let nodes = roots.map(|ino| (ino, Node::default())).collect();
+        Index { nodes, root, grafts, orphans: HashSet::new(), stale: HashSet::new(), bytes: 0 }
     }
 
+    /// The upperdir's root.
     pub(super) fn root(&self) -> Ino {
         self.root
+    }
+
+    /// It and those of the grafts.
+    pub(super) fn roots(&self) -> impl Iterator<Item = Ino> {
+        std::iter::once(self.root).chain(self.grafts.iter().map(|(ino, _)| *ino))
+    }
+
+    pub(super) fn is_root(&self, ino: Ino) -> bool {
+        ino == self.root || self.grafts.iter().any(|(root, _)| *root == ino)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -171,7 +184,7 @@ impl Index {
     fn unlink(&mut self, ino: Ino, dir: Ino, name: &Arc<CStr>) {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         node.links.remove(dir, name);
-        if node.links.is_empty() && ino != self.root {
+        if node.links.is_empty() && !self.is_root(ino) {
             self.orphans.insert(ino);
         }
     }
@@ -239,29 +252,33 @@ impl Index {
         dropped
     }
 
-    /// The way from the root to an inode, by the newest link of each step; `None` if it is not connected to the root.
-    pub(super) fn locate(&self, ino: Ino) -> Option<Vec<(Ino, &CStr)>> {
+    /// The way to an inode from the root of its tree, which comes first, by the newest link of each step; `None` if it is not connected to a root.
+    fn locate(&self, ino: Ino) -> Option<(Ino, Vec<&CStr>)> {
         let mut way = Vec::new();
         let mut at = ino;
-        while at != self.root {
+        while !self.is_root(at) {
             // Listings of different moments may have made a circle.
             if way.len() > self.nodes.len() {
                 return None;
             }
             let (dir, name) = self.nodes.get(&at)?.links.last()?;
-            way.push((at, &**name));
+            way.push(&**name);
             at = *dir;
         }
         way.reverse();
-        Some(way)
+        Some((at, way))
     }
 
-    /// The path of an inode for messages, relative to the root.
+    /// The path of an inode for messages, relative to the upperdir's root.
     pub(super) fn path(&self, ino: Ino) -> PathBuf {
-        match self.locate(ino) {
-            Some(way) if way.is_empty() => PathBuf::from("."),
-            Some(way) => way.iter().map(|(_, name)| OsStr::from_bytes(name.to_bytes())).collect(),
-            None => PathBuf::from(format!("<inode {}>", ino.0)),
-        }
+        let Some((root, way)) = self.locate(ino) else { return PathBuf::from(format!("<inode {}>", ino.0)) };
+        let mut path = self
+            .grafts
+            .iter()
+            .find(|(graft, _)| *graft == root)
+            .map(|(_, at)| at.clone())
+            .unwrap_or_default();
+        path.extend(way.iter().map(|name| OsStr::from_bytes(name.to_bytes())));
+        if path.as_os_str().is_empty() { PathBuf::from(".") } else { path }
     }
 }

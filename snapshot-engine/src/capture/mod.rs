@@ -24,12 +24,14 @@
 //! | `sweep` | the tree against the index (T6) |
 //! | `frozen`, `metadata` | building and publishing the frozen upperdir |
 //! | `settled` | which files the next snapshot will recognise |
+//! | `graft` | trees beside the upperdir, and how all become one |
 
 mod apply;
 mod clone;
 mod copy;
 mod error;
 mod frozen;
+mod graft;
 mod hot;
 mod index;
 mod links;
@@ -39,7 +41,7 @@ mod settled;
 mod sweep;
 mod walk;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -51,6 +53,7 @@ use rustix::io::Errno;
 
 pub use error::Error;
 pub use frozen::Frozen;
+pub use graft::{Graft, Grafts};
 pub use sweep::{Change, Difference};
 
 use crate::kernel::beneath::{self, Dir, Stat};
@@ -132,6 +135,9 @@ pub struct Shadow {
     serial: u64,
     /// Device and inode of the upperdir. A btrfs subvolume inside it has another device.
     identity: (u64, u64),
+    grafts: Grafts,
+    /// The directory on the disk, if it is on the upper's file system: nothing that is copied may hold it.
+    place: Option<Ino>,
     same_file_system: bool,
     clones: bool,
     /// Who may be recognised in the next snapshot; `None`: nobody.
@@ -148,6 +154,19 @@ impl Shadow {
     /// # Errors
     /// When either directory cannot be opened, one is inside the other, or another engine uses the work directory.
     pub fn create(upper: &Path, dir: &Path, options: ShadowOptions) -> Result<Shadow, Error> {
+        Shadow::grafted(upper, Grafts::default(), dir, options)
+    }
+
+    /// The same with trees beside the upperdir, which must lie on its file system, in the same subvolume.
+    ///
+    /// # Errors
+    /// As [`create`](Shadow::create), and when one of them is a root twice.
+    pub fn grafted(
+        upper: &Path,
+        grafts: Grafts,
+        dir: &Path,
+        options: ShadowOptions,
+    ) -> Result<Shadow, Error> {
         let hot = options.hot.min(raise_open_files() / 2);
         let root = Dir::enclose(upper).map_err(|e| Error::upper("open", upper, e))?;
         let stat = beneath::stat_fd(root.as_fd()).map_err(|e| Error::upper("look at", upper, e))?;
@@ -160,15 +179,27 @@ impl Shadow {
             Copier::start(&disk.data, clones, options.threads).map_err(|source| Error::Threads { source })?;
         let ino = Ino(stat.ino);
         let judge = Judge::new(&root, &stat, options.settled);
+        let mut roots = HashMap::from([(ino, Arc::new(root))]);
+        let mut planted = Vec::with_capacity(grafts.list.len());
+        for Graft { at, root, .. } in &grafts.list {
+            let found = beneath::stat_fd(root.as_fd()).map_err(|e| Error::upper("look at", at, e))?;
+            let overlap = found.dev != stat.dev || roots.insert(Ino(found.ino), Arc::clone(root)).is_some();
+            if overlap {
+                return Err(Error::Overlap { path: at.clone() });
+            }
+            planted.push((Ino(found.ino), at.clone()));
+        }
         Ok(Shadow {
             copier,
             hot: Hot::new(hot),
-            walker: Walker::new(root, ino),
-            index: Index::new(ino),
+            walker: Walker::new(roots),
+            index: Index::new(ino, planted),
             hasty: HashSet::new(),
             options,
             serial: 0,
             identity: (stat.dev, stat.ino),
+            grafts,
+            place: same_file_system.then_some(Ino(place.ino)),
             same_file_system,
             clones,
             judge,
@@ -206,10 +237,10 @@ impl Shadow {
         self.index.len()
     }
 
-    /// Whether there is nothing but the root.
+    /// Whether there is nothing but the roots.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.index.len() <= 1
+        self.index.len() <= self.index.roots().count()
     }
 
     /// What was dirty in the last rounds (not in the base), most of it still being so, and what was made ready with
@@ -252,9 +283,21 @@ impl Shadow {
         }
     }
 
-    /// The directories that name an inode: none for one that has lost its last name, or that was never seen under one.
+    /// Makes the roots ready: nothing that a window finds out leads to them.
+    pub fn warm_roots(&mut self) {
+        let roots: Vec<Ino> = self.index.roots().collect();
+        for root in roots {
+            self.warm(root);
+        }
+    }
+
+    /// The directories that name an inode: none for one that has lost its last name, or that was never seen under one. A root needs no name to be
+    /// there: it is its own.
     #[must_use]
     pub fn parents(&self, ino: Ino) -> Vec<Ino> {
+        if self.index.is_root(ino) {
+            return vec![ino];
+        }
         let links = self.index.get(ino).map(|node| &node.links);
         links.into_iter().flat_map(Links::iter).map(|(directory, _)| *directory).collect()
     }
@@ -277,6 +320,15 @@ impl Shadow {
     /// As `openat2(2)`; `ESTALE` or `ENOENT` when no name the shadow knows leads to it any more.
     pub fn locate(&mut self, ino: Ino) -> io::Result<(OwnedFd, Stat)> {
         self.walker.locate(&self.index, ino)
+    }
+
+    /// No tree may be in another, nor the shadow in one of them.
+    fn must_be_apart(&self, ino: Ino) -> Result<(), Error> {
+        let path = || self.index.path(ino);
+        if self.place == Some(ino) {
+            return Err(Error::NestedInGraft { dir: self.disk.work_path.clone(), path: path() });
+        }
+        if self.index.is_root(ino) { Err(Error::Overlap { path: path() }) } else { Ok(()) }
     }
 
     fn next_serial(&mut self) -> u64 {

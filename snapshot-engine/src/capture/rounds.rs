@@ -114,10 +114,11 @@ impl Shadow {
     /// As [`round`](Shadow::round). After [`Error::TrackerFull`] the caller starts over with a new shadow.
     pub fn base(&mut self, watch: &mut dyn Watch, progress: &dyn Progress) -> Result<Round, Error> {
         progress.stage("base copy");
-        let root = self.index.root();
-        self.watch(watch, root, 0)?;
+        for root in self.index.roots() {
+            self.watch(watch, root, 0)?;
+        }
         let work = Work { base: true, ..Work::default() };
-        self.run(work, vec![all_of(root)], watch, progress)
+        self.run(work, self.index.roots().map(all_of).collect(), watch, progress)
     }
 
     /// Brings the shadow up to date with what was dirtied since the last round.
@@ -277,6 +278,7 @@ impl Shadow {
         watch: &mut dyn Watch,
     ) -> Result<(bool, u64, u8), Error> {
         let Some(node) = self.index.get(ino) else { return Ok((false, 0, kind)) };
+        self.must_be_apart(ino)?;
         // A listing gives a btrfs subvolume the number of its tree, which any inode here may have.
         let device = self.identity.0;
         let elsewhere = |name: &std::ffi::CStr| dir.stat(name).is_ok_and(|stat| stat.dev != device);

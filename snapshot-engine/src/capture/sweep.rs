@@ -53,13 +53,14 @@ impl Shadow {
     /// When a directory cannot be looked at for another reason than being gone.
     pub fn sweep(&mut self) -> Result<Vec<Difference>, Error> {
         let mut found = Vec::new();
-        let root = self.index.root();
-        let mut stack = vec![root];
+        let mut stack: Vec<Ino> = self.index.roots().collect();
         // A circle of half-listed renames is walked once.
-        let mut seen = std::collections::HashSet::from([root]);
-        match self.walker.locate(&self.index, root) {
-            Ok((_, stat)) => self.compare(root, None, &stat, &mut found),
-            Err(e) => return Err(Error::upper("look at", ".", e)),
+        let mut seen: std::collections::HashSet<Ino> = stack.iter().copied().collect();
+        for root in &stack {
+            match self.walker.locate(&self.index, *root) {
+                Ok((_, stat)) => self.compare(*root, None, &stat, &mut found),
+                Err(e) => return Err(Error::upper("look at", self.index.path(*root), e)),
+            }
         }
         while let Some(ino) = stack.pop() {
             let dir = match self.walker.dir(&self.index, ino) {

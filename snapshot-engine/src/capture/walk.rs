@@ -20,8 +20,8 @@ const OPEN_DIRECTORIES: usize = 512;
 /// the kernel does not reuse the number of an inode that is open.
 #[derive(Debug)]
 pub(super) struct Walker {
-    root: Arc<Dir>,
-    root_ino: Ino,
+    /// The upperdir's root, and those of the grafts.
+    roots: HashMap<Ino, Arc<Dir>>,
     open: HashMap<Ino, (Arc<Dir>, u64)>,
     clock: u64,
 }
@@ -39,8 +39,8 @@ fn stale() -> io::Error {
 }
 
 impl Walker {
-    pub(super) fn new(root: Dir, root_ino: Ino) -> Walker {
-        Walker { root: Arc::new(root), root_ino, open: HashMap::new(), clock: 0 }
+    pub(super) fn new(roots: HashMap<Ino, Arc<Dir>>) -> Walker {
+        Walker { roots, open: HashMap::new(), clock: 0 }
     }
 
     /// Opens a directory.
@@ -52,8 +52,8 @@ impl Walker {
         let mut way = Vec::new();
         let mut at = ino;
         let mut dir = loop {
-            if at == self.root_ino {
-                break Arc::clone(&self.root);
+            if let Some(root) = self.roots.get(&at) {
+                break Arc::clone(root);
             }
             if let Some((dir, used)) = self.open.get_mut(&at) {
                 *used = self.clock;
@@ -105,8 +105,8 @@ impl Walker {
     /// # Errors
     /// As `openat2(2)`; `ESTALE` when no name leads to it any more.
     pub(super) fn locate(&mut self, index: &Index, ino: Ino) -> io::Result<(OwnedFd, Stat)> {
-        if ino == self.root_ino {
-            let fd = self.root.open_path(c".")?;
+        if let Some(root) = self.roots.get(&ino) {
+            let fd = root.open_path(c".")?;
             let stat = beneath::stat_fd(fd.as_fd())?;
             return Ok((fd, stat));
         }

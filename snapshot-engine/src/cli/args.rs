@@ -77,6 +77,7 @@ pub(crate) enum Command {
         snapshot-engine commit web oci-archive:web.tar:web-1 --wait\n  \
         snapshot-engine commit web oci:/var/lib/images:web-2 --change 'ENV DEBUG=1' --change 'CMD [\"serve\"]'\n  \
         snapshot-engine commit web oci:/var/lib/images:web-3 --without-path '/var/cache/*' --without-path '*.pyc'\n  \
+        snapshot-engine commit db oci:/var/lib/images:db-1 --with-path /var/lib/postgresql/data\n  \
         snapshot-engine commit pid:4711 oci:images:db --wait")]
     Commit(Commit),
     /// List the containers of all runtimes, and what a snapshot of each would be like
@@ -307,6 +308,10 @@ pub(crate) struct How {
     /// *.pyc anywhere; may be given more than once
     #[arg(long, value_name = "GLOB")]
     without_path: Vec<PathGlob>,
+    /// A directory outside the container's own layer that is added to the image, as it stood at the same instant: a volume or bind mount, by the path that the
+    /// container has it by. It must lie on the file system of the container's layer; what is mounted below it is not added. May be given more than once
+    #[arg(long, value_name = "PATH")]
+    with_path: Vec<PathBuf>,
     /// What may hold writers back during the cut: auto, none, fence, freezer
     #[arg(long, value_name = "GATE", default_value_t = GateChoice::Auto)]
     gate: GateChoice,
@@ -357,6 +362,7 @@ impl How {
             full: self.full,
             base_image: self.base_image,
             without_paths: self.without_path,
+            with_paths: self.with_path.iter().map(|path| path.components().collect()).collect(),
             gate: self.gate,
             tracker: self.tracker,
             max_pause: self.max_pause,

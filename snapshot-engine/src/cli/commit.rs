@@ -53,6 +53,9 @@ pub(super) fn text(result: &SnapshotResult) -> String {
     );
     let _ = writeln!(text, "  Old Upper Dir: {}", printable(&result.old_upper_dir.to_string_lossy()));
     let _ = writeln!(text, "  New Upper Dir: {}", printable(&result.new_upper_dir.to_string_lossy()));
+    for path in &result.with_paths {
+        let _ = writeln!(text, "  With Path: {}", printable(&path.to_string_lossy()));
+    }
     let _ = writeln!(text, "Background commit processing started for snapshot: {id}");
     text
 }

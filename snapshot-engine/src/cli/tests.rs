@@ -112,8 +112,7 @@ fn the_format_of_the_image_arrives() {
 
 #[test]
 fn what_an_oci_image_is_made_of_arrives() {
-    let args =
-        "commit c oci:/i:t --format oci --base-image oci:/b:v1 --without-path /tmp/* --without-path *.pyc";
+    let args = "commit c oci:/i:t --format oci --base-image oci:/b:v1 --without-path /tmp/* --without-path *.pyc --with-path /srv//db/ --with-path /a";
     let args: Vec<&str> =
         args.split_whitespace().chain(["--change", "ENV A=b", "-c", r#"CMD ["x"]"#]).collect();
     let options = wanted(&args).unwrap().options;
@@ -124,6 +123,8 @@ fn what_an_oci_image_is_made_of_arrives() {
     assert_eq!(changes, ["ENV A=b", r#"CMD ["x"]"#]);
     let without: Vec<String> = options.without_paths.iter().map(ToString::to_string).collect();
     assert_eq!(without, ["/tmp/*", "*.pyc"]);
+    let with: Vec<&str> = options.with_paths.iter().filter_map(|path| path.to_str()).collect();
+    assert_eq!(with, ["/srv/db", "/a"]);
     for bad in
         [["--change", "RUN x"], ["--without-path", "/"], ["--base-image", "/b:v1"], ["--format", "tar"]]
     {
@@ -134,7 +135,7 @@ fn what_an_oci_image_is_made_of_arrives() {
 #[test]
 fn the_text_of_a_commit_is_exact() {
     let span = |ns| Span::from(Nanos(ns));
-    let result = SnapshotResult {
+    let mut result = SnapshotResult {
         snapshot_id: "snapshot-1752857512540089368".parse().unwrap(),
         container: "web".into(),
         target: "oci:/i:t".into(),
@@ -143,6 +144,7 @@ fn the_text_of_a_commit_is_exact() {
         total_time: span(1),
         old_upper_dir: "/old".into(),
         new_upper_dir: "/new".into(),
+        with_paths: vec![],
         gate: Gate::Fence,
         attempts: 1,
         longest_stop: span(6_100),
@@ -166,6 +168,8 @@ fn the_text_of_a_commit_is_exact() {
          Background commit processing started for snapshot: snapshot-1752857512540089368\n\
          Background processing completed successfully.\n"
     );
+    result.with_paths = vec!["/srv/db".into()];
+    assert!(commit::text(&result).contains("  New Upper Dir: /new\n  With Path: /srv/db\nBackground"));
 }
 
 #[test]

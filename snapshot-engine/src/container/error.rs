@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::added::Why;
 use crate::model::pid::Pid;
 use crate::model::reference::Runtime;
 
@@ -102,6 +103,14 @@ pub enum Error {
     Changed {
         /// What was asked for.
         reference: String,
+    },
+    /// A path that was to be added to the image.
+    #[error("{path} cannot be added to the image: {why}", path = .path.display())]
+    Added {
+        /// As it was given.
+        path: PathBuf,
+        /// What is in the way, and what to do about it.
+        why: Why,
     },
     /// The kernel refused access.
     #[error("no permission for {path}: run the engine as root, with CAP_SYS_PTRACE and CAP_SYS_ADMIN", path = .path.display())]

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -127,7 +127,7 @@ pub(super) fn upper(view: &View, meanings: &[Vec<u8>], init: Pid) -> io::Result<
         let Ok(fd) = rustix::fs::open(&path, flags, Mode::empty()) else { continue };
         let root = rustix::fs::open(process::root(init), flags, Mode::empty())?;
         if same(&fd, &root)? {
-            let stat = statx(&fd)?;
+            let stat = statx(fd.as_fd())?;
             return Ok(Ok(Upper {
                 path: view.canonical(path),
                 mount: stat.stx_mnt_id,
@@ -146,8 +146,8 @@ pub(super) fn upper(view: &View, meanings: &[Vec<u8>], init: Pid) -> io::Result<
 /// Whether two directories show the same birth, modification and change time to the nanosecond. The container may change its
 /// root directory between the two looks, so a difference is believed only when the first has not changed meanwhile.
 fn same(upper: &OwnedFd, root: &OwnedFd) -> io::Result<bool> {
-    let marks = |fd| {
-        statx(fd).map(|s| {
+    let marks = |fd: &OwnedFd| {
+        statx(fd.as_fd()).map(|s| {
             let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
             let birth = if s.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { time(s.stx_btime) };
             (time(s.stx_ctime), time(s.stx_mtime), s.stx_mode, birth)
@@ -171,7 +171,8 @@ fn same(upper: &OwnedFd, root: &OwnedFd) -> io::Result<bool> {
     Ok(false)
 }
 
-fn statx(fd: &OwnedFd) -> io::Result<rustix::fs::Statx> {
+/// With the number of the mount.
+pub(super) fn statx(fd: BorrowedFd<'_>) -> io::Result<rustix::fs::Statx> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
     Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)?)
 }

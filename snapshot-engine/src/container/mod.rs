@@ -9,6 +9,7 @@
 //! Of a running container a resolver only finds the init process, and what no kernel knows: name, image, how it was started. Cgroup and overlay are
 //! read from the kernel, which is the same for every runtime and cannot be stale. Of a stopped one the runtime must say where the layers are.
 
+pub mod added;
 pub mod candidate;
 pub mod cgroup;
 mod choose;
@@ -25,6 +26,7 @@ mod stopped;
 pub mod tasks;
 mod vantage;
 
+pub use added::{Added, added};
 pub use candidate::{Candidate, ImageRef, Layers, SnapshotKey, State};
 pub use cgroup::{Cgroup, Freezer};
 pub use config::Config;

@@ -42,6 +42,14 @@ impl Mount {
     pub fn device(&self) -> u64 {
         kernel_device(self.major, self.minor)
     }
+
+    /// Where in the file system lies what has this path, if it is below this mount.
+    #[must_use]
+    pub fn inside(&self, path: &Path) -> Option<PathBuf> {
+        let rest = path.strip_prefix(&self.point).ok()?;
+        // Not joined with nothing: that would end it with a slash.
+        Some(if rest.as_os_str().is_empty() { self.root.clone() } else { self.root.join(rest) })
+    }
 }
 
 /// `MKDEV(major, minor)` of include/linux/kdev_t.h.
@@ -56,18 +64,21 @@ pub fn parse(table: &[u8]) -> Vec<Mount> {
     table.split(|b| *b == b'\n').filter_map(parse_line).collect()
 }
 
+/// The mount that a path lies on, if no link leads elsewhere. Of two mounts on one place the later one is on top.
+#[must_use]
+pub fn covering<'m>(path: &Path, mounts: &'m [Mount]) -> Option<&'m Mount> {
+    let over = mounts.iter().filter(|mount| path.starts_with(&mount.point));
+    over.max_by_key(|mount| mount.point.components().count())
+}
+
 /// A path in a mount namespace as a path from the root of the overlay with this device that it lies on; as it is if it lies elsewhere.
 #[must_use]
 pub fn from_root(path: Vec<u8>, mounts: &[Mount], overlay: u64) -> Vec<u8> {
     let whole = Path::new(std::ffi::OsStr::from_bytes(&path));
-    let over = mounts.iter().filter(|mount| whole.starts_with(&mount.point));
-    // Of two mounts on one place the later one is on top.
-    match over.max_by_key(|mount| mount.point.components().count()) {
-        Some(mount) if mount.fs_type == "overlay" && mount.device() == overlay => {
-            let rest = whole.strip_prefix(&mount.point).unwrap_or(whole);
-            mount.root.join(rest).as_os_str().as_bytes().to_vec()
-        }
-        _ => path,
+    let on = covering(whole, mounts).filter(|m| m.fs_type == "overlay" && m.device() == overlay);
+    match on.and_then(|mount| mount.inside(whole)) {
+        Some(inside) => inside.into_os_string().into_vec(),
+        None => path,
     }
 }
 

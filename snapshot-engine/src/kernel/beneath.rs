@@ -17,6 +17,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
+use super::enclosure;
 pub use crate::model::inode::{Stat, Xattrs};
 
 /// The most bytes one inode's attribute names may take (`XATTR_LIST_MAX`, linux/limits.h).
@@ -43,53 +44,6 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
-}
-
-/// `struct mount_attr` (linux/mount.h).
-#[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns: u64,
-}
-
-// linux/mount.h
-const RDONLY: u64 = 0x1;
-const NOSUID: u64 = 0x2;
-const NODEV: u64 = 0x4;
-const NOEXEC: u64 = 0x8;
-const ATIME: u64 = 0x70;
-const NOATIME: u64 = 0x10;
-const NOSYMFOLLOW: u64 = 0x0020_0000;
-
-/// A directory as the root of a mount of its own, which is in no mount namespace.
-fn enclosed(path: &Path) -> io::Result<OwnedFd> {
-    use rustix::mount::{OpenTreeFlags, open_tree};
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, path, flags)?;
-    let attr = MountAttr {
-        set: RDONLY | NOSUID | NODEV | NOEXEC | NOATIME | NOSYMFOLLOW,
-        clear: ATIME,
-        // MS_PRIVATE
-        propagation: 1 << 18,
-        userns: 0,
-    };
-    // SAFETY: the kernel reads `size_of::<MountAttr>()` bytes of `attr`, which is a `struct mount_attr` as of Linux 5.12, and an empty string.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attr,
-            size_of::<MountAttr>(),
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(rustix::fs::openat(&tree, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl From<OwnedFd> for Dir {
@@ -139,7 +93,7 @@ impl Dir {
     /// # Errors
     /// As `open(2)`.
     pub fn enclose(path: &Path) -> io::Result<Dir> {
-        match enclosed(path) {
+        match enclosure::of_path(path) {
             Ok(fd) => Ok(Dir { fd }),
             Err(error) => {
                 tracing::debug!(?path, %error, "the tree is read without a mount of its own");
@@ -153,10 +107,13 @@ impl Dir {
     /// The kernel asks for another try (`EAGAIN`) when a rename ran beside the walk, and when somebody holds a lease on the file. A
     /// lease is never ours to wait out: after a second the answer is that error.
     fn openat(&self, name: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
-        let mut flags = flags;
+        self.openat_by(name, flags, BENEATH)
+    }
+
+    fn openat_by(&self, name: &CStr, mut flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
         let mut tries = 0;
         loop {
-            match rustix::fs::openat2(&self.fd, name, flags, Mode::empty(), BENEATH) {
+            match rustix::fs::openat2(&self.fd, name, flags, Mode::empty(), resolve) {
                 Ok(fd) => return Ok(fd),
                 // O_NOATIME is for owners and CAP_FOWNER only; a squashing file system may refuse it.
                 Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => flags.remove(OFlags::NOATIME),
@@ -197,6 +154,15 @@ impl Dir {
     /// As `openat2(2)`.
     pub fn open_path(&self, name: &CStr) -> io::Result<OwnedFd> {
         self.openat(name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+    }
+
+    /// As [`open_path`](Dir::open_path), but over mounts: for a path of several components whose mount is then looked at.
+    ///
+    /// # Errors
+    /// As `openat2(2)`; `ELOOP` for a link on the way, or at its end.
+    pub fn open_path_across(&self, name: &CStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        self.openat_by(name, flags, BENEATH.difference(ResolveFlags::NO_XDEV))
     }
 
     /// The entries without `.` and `..`, in the order the file system gives them.

@@ -7,6 +7,7 @@
 pub mod beneath;
 pub mod descent;
 pub mod directory;
+pub mod enclosure;
 pub mod grace;
 pub mod held;
 pub mod holes;

@@ -1,7 +1,7 @@
 //! What a user can choose about a commit, the defaults, and what is refused.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -45,6 +45,9 @@ pub enum Error {
     /// The fence needs the tracker's programs.
     #[error("the gate `{0}` needs the tracker")]
     GateNeedsTracker(Gate),
+    /// Not the path of a directory below the container's root.
+    #[error("`{}` cannot be added to the image", .0.display())]
+    WithPath(PathBuf),
     /// An option that only images of another format have.
     #[error("`{option}` is for images of the format {other}")]
     OtherFormat {
@@ -78,6 +81,10 @@ impl Fault for Error {
             }
             Error::ChunkSize(_) | Error::Size(_) => {
                 "a chunk size is a power of two from 4KiB to 16MiB".to_owned()
+            }
+            Error::WithPath(_) => {
+                "--with-path takes an absolute path below / without .., as the container has it: /var/lib/db"
+                    .to_owned()
             }
             Error::MaximumTimes(_) => "use 1 to 1000 rounds".to_owned(),
             Error::BackgroundWorkers(_) => "use 1 to 256 workers".to_owned(),
@@ -216,6 +223,9 @@ pub struct CommitOptions {
     /// Paths of the container that are left out of the image: it shows there what is below the container's own layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_paths: Vec<PathGlob>,
+    /// Directories of the container outside its own layer, such as volumes, that the image has as well.
+    #[serde(default, with = "paths::list", skip_serializing_if = "Vec::is_empty")]
+    pub with_paths: Vec<PathBuf>,
     /// Which gate may be used.
     pub gate: GateChoice,
     /// Whether the tracker is used.
@@ -240,6 +250,13 @@ pub struct CommitOptions {
     /// Changes to the config of the image, in the order they are carried out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+}
+
+/// Whether a path is absolute, without `..`, and not the root itself.
+fn is_below_root(path: &Path) -> bool {
+    let mut parts = path.components();
+    let rooted = parts.next() == Some(Component::RootDir);
+    rooted && parts.clone().count() > 0 && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Engines that knew but one default want it written.
@@ -269,6 +286,7 @@ impl Default for CommitOptions {
             full: false,
             base_image: None,
             without_paths: Vec::new(),
+            with_paths: Vec::new(),
             gate: GateChoice::Auto,
             tracker: TrackerChoice::Auto,
             max_pause: Nanos(1_000_000),
@@ -310,6 +328,7 @@ impl CommitOptions {
         full: bool,
         base_image: Option<LayoutImage>,
         without_paths: Vec<PathGlob>,
+        with_paths: Vec<PathBuf>,
         gate: GateChoice,
         tracker: TrackerChoice,
         max_pause: Nanos,
@@ -398,6 +417,9 @@ impl CommitOptions {
     pub fn validate(&self) -> Result<(), Error> {
         self.rafs()?;
         self.of_another_format()?;
+        if let Some(path) = self.with_paths.iter().find(|path| !is_below_root(path)) {
+            return Err(Error::WithPath(path.clone()));
+        }
         if !(1..=1000).contains(&self.maximum_times) {
             return Err(Error::MaximumTimes(self.maximum_times));
         }
@@ -454,6 +476,9 @@ mod tests {
             (o().maximum_times(0u32), Error::MaximumTimes(0)),
             (o().background_workers(0u32), Error::BackgroundWorkers(0)),
             (o().max_pause(Nanos(0)), Error::MaxPause(Nanos(0))),
+            (o().with_paths(vec!["srv".into()]), Error::WithPath("srv".into())),
+            (o().with_paths(vec!["/srv/a".into(), "/srv/../a".into()]), Error::WithPath("/srv/../a".into())),
+            (o().with_paths(vec!["/".into()]), Error::WithPath("/".into())),
             (o().tracker(TrackerChoice::None).gate(GateChoice::Fence), Error::GateNeedsTracker(Gate::Fence)),
         ] {
             assert_eq!(options.validate(), Err(error.clone()));

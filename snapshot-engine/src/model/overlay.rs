@@ -39,6 +39,18 @@ impl Namespaces {
             Namespaces::Both => &[b"trusted.overlay.", b"user.overlay."],
         }
     }
+
+    /// Whether an attribute is one of overlayfs' marks.
+    #[must_use]
+    pub fn is_mark(self, name: &[u8]) -> bool {
+        self.prefixes().iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The attribute that, with the value `y`, makes a directory hide what is below it.
+    #[must_use]
+    pub fn opaque(self) -> Vec<u8> {
+        [self.prefixes()[0], b"opaque"].concat()
+    }
 }
 
 /// Why layers cannot be merged.

@@ -12,7 +12,7 @@ use super::session::{io_of, stage_of};
 use super::survey::survey;
 use super::turn;
 use super::watched::Watched;
-use crate::capture::{self, Shadow, ShadowOptions};
+use crate::capture::{self, Grafts, Shadow, ShadowOptions};
 use crate::container::{self, Target};
 use crate::kernel::beneath::{Dir, stat_fd};
 use crate::model::fault::Class;
@@ -66,13 +66,14 @@ impl From<Error> for Failed {
 /// [`Error::Stage`].
 pub(super) fn attach(
     target: &Target,
+    grafts: &Grafts,
     directory: &Path,
     tracking: Tracking,
     progress: &dyn Progress,
 ) -> Result<Attached, Error> {
     let mut growths = 0;
     loop {
-        match with_tables(target, directory, tracking, growths, progress) {
+        match with_tables(target, grafts, directory, tracking, growths, progress) {
             Err(Failed::Full(_)) if growths < GROWTHS => growths += 1,
             Err(Failed::Full(e)) => return Err(stage_of(e, Stage::PreCopy, progress)),
             Err(Failed::Other(e)) => return Err(e),
@@ -84,13 +85,19 @@ pub(super) fn attach(
 /// One try, with tables that have four times the room for each of `growths`.
 fn with_tables(
     target: &Target,
+    grafts: &Grafts,
     directory: &Path,
     tracking: Tracking,
     growths: u32,
     progress: &dyn Progress,
 ) -> Result<Attached, Failed> {
     let io = |e| io_of(Stage::Track, e);
-    let found = upper(target).and_then(|root| survey(&root, |_, _| {})).map_err(io)?;
+    let mut found = upper(target).and_then(|root| survey(&root, |_, _| {})).map_err(io)?;
+    for graft in &grafts.list {
+        let more = survey(&graft.root, |_, _| {}).map_err(io)?;
+        found.inodes += more.inodes;
+        found.large_bytes = found.large_bytes.saturating_add(more.large_bytes);
+    }
     let mut scope = scope(target, found.inodes << (2 * growths), found.large_bytes, tracking.fault)?;
     scope.tables = tracking.tables;
     let mut tracker = Tracker::start(&scope).map_err(|e| {
@@ -111,7 +118,8 @@ fn with_tables(
     progress.check()?;
     let stage = |e| stage_of(e, Stage::PreCopy, progress);
     let mut shadow =
-        Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(stage)?;
+        Shadow::grafted(&target.overlay.upper, grafts.clone(), directory, ShadowOptions::default())
+            .map_err(stage)?;
     same_upper(target, shadow.identity()).map_err(|e| io_of(Stage::PreCopy, e))?;
     match shadow.base(&mut tracker, &Watched::new(progress, Stage::PreCopy)) {
         Ok(base) => Ok(Attached { tracker, shadow, unproven, uring_before, paused, base: base.took }),

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::earlier::SETTLED;
+use super::grafts::{grafts, none_of_stopped};
 use super::progress::{Progress, Stage};
 use super::session::{Made, Session};
 use super::stages::{CutRequest, Stages};
@@ -62,12 +63,13 @@ pub fn find(container: &ContainerRef, places: &Places) -> Result<Found, Error> {
     container::find(container, places).map_err(not_found)
 }
 
-fn not_found(e: container::Error) -> Error {
+pub(super) fn not_found(e: container::Error) -> Error {
     use container::Error as E;
     let class = match &e {
         E::NotFound { .. } | E::NotRunning { .. } => Class::NoContainer,
         E::Permission { .. } => Class::Permission,
         E::Io { source, .. } => class_of_io(source),
+        E::Added { .. } => Class::Arguments,
         _ => Class::General,
     };
     Error::stage(Stage::Resolve, class, None, e)
@@ -104,8 +106,10 @@ impl Stages for Engine {
         let options = &request.options;
         let shadow = request.directory.join("work");
         let (frozen, pause, tracker) = if options.tracker == TrackerChoice::None {
+            let budget = options.max_pause.as_duration();
+            let grafts = grafts(&target, options)?;
             let (frozen, took, inodes) =
-                still::cut(&target, options.max_pause.as_duration(), &shadow, &request.frozen(), progress)?;
+                still::cut(&target, grafts, budget, &shadow, &request.frozen(), progress)?;
             clock.lap(Stage::Window);
             let pause = still_pause(took, inodes, frozen.bytes);
             (frozen, pause, Backend::None)
@@ -162,6 +166,7 @@ impl Engine {
         mut clock: Clock,
         progress: &dyn Progress,
     ) -> Result<Cut, Error> {
+        none_of_stopped(&target, &request.options)?;
         let shadow = request.directory.join("work");
         let (frozen, inodes) = stopped::cut(&target, &self.places, &shadow, &request.frozen(), progress)?;
         clock.lap(Stage::Freeze);

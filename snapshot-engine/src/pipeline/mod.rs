@@ -17,6 +17,7 @@ mod deliver;
 mod earlier;
 mod engine;
 mod error;
+mod grafts;
 mod image;
 mod made;
 mod outlook;

@@ -10,7 +10,7 @@ use crate::container::{self, Target};
 use crate::model::pid::Pid;
 use crate::model::snapshot::Gate;
 use crate::track::btf::Btf;
-use crate::track::mappings;
+use crate::track::mappings::{self, MappedFile};
 use crate::track::programs::FileSystem;
 
 /// What `--gate auto` would come to.
@@ -49,7 +49,7 @@ pub(super) fn outlook(target: &Target) -> io::Result<Result<Outlook, String>> {
     let pids = processes(target)?;
     let mapped = mapped_files(target, &pids)?;
     if let Some(first) = mapped.first() {
-        let first = String::from_utf8_lossy(first).into_owned();
+        let first = String::from_utf8_lossy(&first.path).into_owned();
         return Ok(frozen(format!("it maps {} of its files shared and writable ({first})", mapped.len())));
     }
     if mappings::uses_uring(&pids) {
@@ -73,10 +73,15 @@ pub(super) fn processes(target: &Target) -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// The files of a container's tree that these processes map shared and could write to, as the root of its overlay has them (T4).
-pub(super) fn mapped_files(target: &Target, pids: &[u32]) -> io::Result<BTreeSet<Vec<u8>>> {
+/// Major and minor number of a device as the kernel packs it.
+pub(super) fn numbers(device: u64) -> (u32, u32) {
+    ((device >> 20) as u32, (device & 0xf_ffff) as u32)
+}
+
+/// The files of a container's tree, or elsewhere on the upper's file system, that these processes map shared and could write to (T4).
+pub(super) fn mapped_files(target: &Target, pids: &[u32]) -> io::Result<BTreeSet<MappedFile>> {
     let overlay = &target.overlay;
-    let devices = [overlay.device, overlay.upper_device].map(|d| ((d >> 20) as u32, (d & 0xf_ffff) as u32));
+    let devices = [overlay.device, overlay.upper_device].map(numbers);
     mappings::writable_mappings(pids, &devices, |pid, path| {
         let mounts = container::process::mounts(Pid(pid)).unwrap_or_default();
         container::mountinfo::from_root(path, &mounts, overlay.device)

@@ -19,9 +19,10 @@ use snapshot_ebpf::{DIRT, FAULT_EARLY_READ, FAULT_IGNORE_MMAP, FAULT_KIND, FAULT
 use super::Error;
 pub use super::attach::Tracking;
 use super::attach::{Attached, attach, upper};
+use super::grafts::grafts;
 use super::made::timed;
 pub use super::made::{Copied, Made, Spent};
-use super::outlook::{mapped_files, processes};
+use super::outlook::{mapped_files, numbers, processes};
 use super::progress::{Progress, Stage};
 use super::turn;
 use super::watched::Watched;
@@ -38,6 +39,7 @@ use crate::model::nanos::Nanos;
 use crate::model::options::{CommitOptions, GateChoice};
 use crate::model::snapshot::Backend;
 use crate::track::live::Stamp;
+use crate::track::mappings::MappedFile;
 use crate::track::{Tracker, evidence};
 
 /// A tracked container and its shadow.
@@ -92,6 +94,7 @@ impl Session {
         tracking: Tracking,
         progress: &dyn Progress,
     ) -> Result<Session, Error> {
+        let grafts = grafts(&target, options)?;
         progress.report(Stage::Track, 0, 0);
         if policy.choice == GateChoice::Freezer && place(&target).is_none() {
             let remedy = "use --gate auto or --gate fence, or give the container a cgroup of its own";
@@ -100,7 +103,7 @@ impl Session {
         }
         let mut opened = Spent::default();
         let Attached { tracker, shadow, unproven, uring_before, paused, base } =
-            timed(&mut opened.track, || attach(&target, directory, tracking, progress))?;
+            timed(&mut opened.track, || attach(&target, &grafts, directory, tracking, progress))?;
         opened.base = base;
         opened.track -= base;
         progress.check()?;
@@ -209,6 +212,7 @@ impl Session {
             for d in &dirty {
                 self.shadow.warm(d.ino);
             }
+            self.shadow.warm_roots();
             self.tracker.put_back(&dirty);
             let slots = self.tracker.slots();
             let hot = Hot::new(slots, self.shadow.hot().map(|(ino, fd, stat)| (ino, fd, Kind::of(stat))));
@@ -315,9 +319,14 @@ impl Session {
 
     /// A file that is mapped after it was copied may be stored to through pages that were dirty already. The first event after the mapping makes all of it dirty,
     /// so that it is copied once more, with its pages cleaned first. If there was none, we do.
-    fn mark_mapped(&mut self, paths: &BTreeSet<Vec<u8>>) {
+    fn mark_mapped(&mut self, files: &BTreeSet<MappedFile>) {
         let Ok(root) = upper(&self.target) else { return };
-        for path in paths {
+        let upper_device = numbers(self.target.overlay.upper_device);
+        for MappedFile { path, device, ino } in files {
+            // Not by way of the overlay: the number is the inode's own, in whichever tree it is. A path of an added tree leads nowhere in the upper.
+            if *device == upper_device {
+                self.tracker.mark_mapped(Ino(*ino));
+            }
             let relative = path.strip_prefix(b"/").unwrap_or(path);
             let Ok(name) = CString::new(relative) else { continue };
             // Unlinked, or on a lower layer: not in the upper, nothing to copy.

@@ -9,18 +9,19 @@ use super::progress::{Progress, Stage};
 use super::session::{place, stage_of};
 use super::turn;
 use super::watched::Watched;
-use crate::capture::{Frozen, Shadow, ShadowOptions};
+use crate::capture::{Frozen, Grafts, Shadow, ShadowOptions};
 use crate::container::Target;
 use crate::freeze::freezer::Freezer;
 use crate::model::dirty::Still;
 use crate::model::fault::{Class, class_of_io};
 
-/// Freezes the container, copies its upperdir, thaws it. Returns the frozen upperdir, how long the container stood still, and how many inodes were copied.
+/// Freezes the container, copies its upperdir and what is added to it, thaws it. Returns the frozen upperdir, how long the container stood still, and how many inodes were copied.
 ///
 /// # Errors
 /// When the container cannot be frozen, or the copy takes longer than the budget: it is thawed then, and nothing is left.
 pub(super) fn cut(
     target: &Target,
+    grafts: Grafts,
     budget: Duration,
     directory: &Path,
     frozen: &Path,
@@ -31,8 +32,8 @@ pub(super) fn cut(
     };
     let io = |e: std::io::Error| Error::stage(Stage::Window, class_of_io(&e), None, e);
     let capture = |e| stage_of(e, Stage::PreCopy, progress);
-    let mut shadow =
-        Shadow::create(&target.overlay.upper, directory, ShadowOptions::default()).map_err(capture)?;
+    let mut shadow = Shadow::grafted(&target.overlay.upper, grafts, directory, ShadowOptions::default())
+        .map_err(capture)?;
     same_upper(target, shadow.identity()).map_err(io)?;
     // From here until it is thawed: a freeze by another engine is no pause by the owner.
     let turn = turn::take(target, progress)?;

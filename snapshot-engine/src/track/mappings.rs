@@ -4,8 +4,18 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-/// The files of these devices (major, minor) that any of these processes maps shared and could write to, as the root of the overlay
-/// has them (`/data/db`). Empty: nobody does. `from_root` makes that of the path by which a process has it: in a mount namespace of its own it may have the
+/// A file that a process maps shared and could write to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MappedFile {
+    /// As the root of the overlay has it (`/data/db`), if it lies there.
+    pub path: Vec<u8>,
+    /// Major and minor number of the device that the kernel gives for it.
+    pub device: (u32, u32),
+    /// Its inode number there.
+    pub ino: u64,
+}
+
+/// The files of these devices (major, minor) that any of these processes maps shared and could write to. Empty: nobody does. `from_root` makes the path of the one by which a process has it: in a mount namespace of its own it may have the
 /// tree in other places.
 ///
 /// # Errors
@@ -14,16 +24,14 @@ pub fn writable_mappings(
     pids: &[u32],
     devices: &[(u32, u32)],
     from_root: impl Fn(u32, Vec<u8>) -> Vec<u8>,
-) -> io::Result<BTreeSet<Vec<u8>>> {
+) -> io::Result<BTreeSet<MappedFile>> {
     let mut found = BTreeSet::new();
     for &pid in pids {
         let Some(maps) = read(&format!("/proc/{pid}/maps"))? else { continue };
         let (mut doubtful, mut named) = (false, BTreeSet::new());
         for line in lines(&maps) {
             match mapping(line, devices) {
-                Mapping::Writable => {
-                    named.insert(path(line));
-                }
+                Mapping::Writable => named.extend(file(line)),
                 Mapping::Shared => doubtful = true,
                 Mapping::Other => {}
             }
@@ -33,7 +41,7 @@ pub fn writable_mappings(
         if doubtful && let Some(smaps) = read(&format!("/proc/{pid}/smaps"))? {
             may_write(&smaps, devices, &mut named);
         }
-        found.extend(named.into_iter().map(|path| from_root(pid, path)));
+        found.extend(named.into_iter().map(|file| MappedFile { path: from_root(pid, file.path), ..file }));
     }
     Ok(found)
 }
@@ -69,12 +77,21 @@ enum Mapping {
     Other,
 }
 
-/// The fields of a line of `/proc/PID/maps`, `address perms offset major:minor inode path`, but for the path.
-fn fields(line: &[u8]) -> Option<(&str, &str)> {
+/// The permissions, device and inode number in a line of `/proc/PID/maps`, `address perms offset major:minor inode path`.
+fn fields(line: &[u8]) -> Option<(&str, (u32, u32), u64)> {
+    // 16 digits each for the addresses and the offset, 20 for the number.
     let head = &line[..line.len().min(96)];
     let mut fields = head.split(u8::is_ascii_whitespace).filter(|f| !f.is_empty());
-    let perms = std::str::from_utf8(fields.nth(1)?).ok()?;
-    Some((perms, std::str::from_utf8(fields.nth(1)?).ok()?))
+    let mut text = |skipped| std::str::from_utf8(fields.nth(skipped)?).ok();
+    let (perms, device) = (text(1)?, text(1)?);
+    let (major, minor) = device.split_once(':')?;
+    let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    Some((perms, device, text(0)?.parse().ok()?))
+}
+
+fn file(line: &[u8]) -> Option<MappedFile> {
+    let (_, device, ino) = fields(line)?;
+    Some(MappedFile { path: path(line), device, ino })
 }
 
 /// The path of a line: what follows the inode number and the blanks behind it. Newlines are written as `\012` (fs/proc/task_mmu.c).
@@ -96,24 +113,21 @@ fn path(line: &[u8]) -> Vec<u8> {
 }
 
 fn mapping(line: &[u8], devices: &[(u32, u32)]) -> Mapping {
-    let Some((perms, device)) = fields(line) else { return Mapping::Other };
-    let parsed = device
-        .split_once(':')
-        .and_then(|(a, b)| Some((u32::from_str_radix(a, 16).ok()?, u32::from_str_radix(b, 16).ok()?)));
-    if !perms.ends_with('s') || !parsed.is_some_and(|d| devices.contains(&d)) {
+    let Some((perms, device, _)) = fields(line) else { return Mapping::Other };
+    if !perms.ends_with('s') || !devices.contains(&device) {
         return Mapping::Other;
     }
     if perms.as_bytes().get(1) == Some(&b'w') { Mapping::Writable } else { Mapping::Shared }
 }
 
-fn may_write(smaps: &[u8], devices: &[(u32, u32)], found: &mut BTreeSet<Vec<u8>>) {
+fn may_write(smaps: &[u8], devices: &[(u32, u32)], found: &mut BTreeSet<MappedFile>) {
     let mut shared: Option<&[u8]> = None;
     for line in lines(smaps) {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             if let Some(of) = shared
                 && flags.split(u8::is_ascii_whitespace).any(|f| f == b"mw")
             {
-                found.insert(path(of));
+                found.extend(file(of));
             }
         } else if line.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
             && line.contains(&b'-')
@@ -149,8 +163,10 @@ mod tests {
         let found = |flags| {
             let mut found = BTreeSet::new();
             may_write(&smaps(flags), &devices, &mut found);
-            found.len()
+            found
         };
-        assert_eq!((found("mw"), found("")), (1, 0));
+        assert!(found("").is_empty());
+        let wanted = MappedFile { path: b"/data/db\nfile 1".to_vec(), device: (0, 0x2f), ino: 1234 };
+        assert_eq!(found("mw"), BTreeSet::from([wanted]));
     }
 }

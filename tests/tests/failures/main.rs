@@ -77,7 +77,7 @@ impl Scene {
     }
 
     fn live(&self) -> Vec<i64> {
-        causal::newest(&self.demo.upper().join(CAUSAL), self.threads)
+        causal::newest(&self.demo.upper().join(CAUSAL).as_path().into(), self.threads)
     }
 
     /// Freezes the shadow. What `before` says was complete must be there, no later instant may, and it is one instant.
@@ -93,7 +93,7 @@ impl Scene {
         if self.threads == 0 {
             return;
         }
-        let rounds = causal::judge(&tree.join(CAUSAL), self.threads).unwrap();
+        let rounds = causal::judge(&tree.join(CAUSAL).as_path().into(), self.threads).unwrap();
         let late = rounds.iter().zip(before).any(|(cut, before)| cut + 1 < *before);
         let early = rounds.iter().zip(after).any(|(cut, after)| *cut > *after);
         assert!(!late && !early, "{before:?} before, {after:?} after, and the tree has {rounds:?}");

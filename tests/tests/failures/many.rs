@@ -65,7 +65,7 @@ fn many_containers_at_once() {
         let frozen = Path::new(snapshot["record"]["cut"]["old_upper_dir"].as_str().unwrap());
         assert_eq!(std::fs::read_to_string(frozen.join("srv/own")).unwrap(), n.to_string());
         if n % 10 == 0 {
-            causal::judge(&frozen.join(CAUSAL), 1).unwrap();
+            causal::judge(&frozen.join(CAUSAL).as_path().into(), 1).unwrap();
         }
     }
     workers.iter_mut().for_each(|(_, worker)| drop(worker.ask("quiet").unwrap()));
