@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Result, ensure};
+use snapshot_engine::image::archive;
 use snapshot_engine::image::build::{Image, Request};
 use snapshot_engine::image::compare::compare;
 use snapshot_engine::image::config::ImageConfig;
 use snapshot_engine::image::oci::OciTarget;
 use snapshot_engine::model::base::KnownImage;
-use snapshot_engine::model::format::{Format, FsVersion};
+use snapshot_engine::model::format::{Format, FsVersion, LayerCompression};
 use snapshot_engine::model::globs::PathGlobs;
 use snapshot_engine::model::ids::Ids;
 use snapshot_engine::model::overlay::Namespaces;
@@ -28,6 +29,29 @@ pub fn request(dir: &Path, name: &str, format: Format, tree: &Path) -> Request {
         target: OciTarget { dir: dir.join("layout"), tag: name.to_owned(), overwrite: false },
         format,
         prefetch: Vec::new(),
+        namespaces: Namespaces::Trusted,
+        ids: Ids::default(),
+        without: PathGlobs::default(),
+        workers: 0,
+        config: ImageConfig::default(),
+        created: SystemTime::UNIX_EPOCH,
+        sync: false,
+        resumed: false,
+    }
+}
+
+/// Layers to be an image of plain tars, called `tag` in the layout in `dir`, which also has the cache; the top one of `lowers` first.
+#[must_use]
+pub fn layers_request(dir: &Path, tag: &str, lowers: &[PathBuf], upper: &Path) -> archive::Request {
+    archive::Request {
+        base: None,
+        base_digest: None,
+        lowers: lowers.to_vec(),
+        upper: upper.to_owned(),
+        cache_dir: dir.join("cache"),
+        work_dir: dir.join(format!("work-{tag}")),
+        target: OciTarget { dir: dir.join("layout"), tag: tag.to_owned(), overwrite: false },
+        compression: LayerCompression::Gzip,
         namespaces: Namespaces::Trusted,
         ids: Ids::default(),
         without: PathGlobs::default(),

@@ -130,7 +130,7 @@ impl Bench {
     }
 
     fn must_be_one_tree(&self, a: &Image, b: &Image) -> Result<()> {
-        let opened = |image: &Image| open(&Source::find(&image.bootstrap, Some(&image.blob_dir))?);
+        let opened = |image: &Image| open(&Source::find(&image.bootstrap, Some(&image.blob_dir))?, None);
         let report = diff(&opened(a)?, &opened(b)?)?;
         ensure!(report.equal, "{:#?}", report.differences);
         Ok(())

@@ -6,15 +6,12 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::FileType;
 use snapshot_engine::image::archive::{self, Image, Request};
 use snapshot_engine::image::build;
-use snapshot_engine::image::compare::compare;
-use snapshot_engine::image::config::ImageConfig;
 use snapshot_engine::image::mount::mount as mount_image;
 use snapshot_engine::image::oci::OciTarget;
 use snapshot_engine::image::{ImageError, Quiet};
@@ -22,36 +19,14 @@ use snapshot_engine::model::base::LayoutImage;
 use snapshot_engine::model::format::{Compressor, Format, LayerCompression, ZstdLevel};
 use snapshot_engine::model::globs::PathGlobs;
 use snapshot_engine::model::ids::{IdMap, Ids};
-use snapshot_engine::model::overlay::Namespaces;
-use snapshot_tests::building;
+use snapshot_tests::building::{self, layers_request as request};
 use snapshot_tests::everything::{everything, make, node, noise, xattr};
 use snapshot_tests::layered::{FOLLOW, REDIRECT, layers};
 use snapshot_tests::root_or_skip;
-use snapshot_tests::unpacked::{OciImage, run, umoci};
+use snapshot_tests::unpacked::{GO, OciImage, must_be_equal, run, umoci};
 
 const ALL: [LayerCompression; 3] =
     [LayerCompression::None, LayerCompression::Gzip, LayerCompression::Zstd(ZstdLevel::DEFAULT)];
-
-fn request(dir: &Path, tag: &str, lowers: &[PathBuf], upper: &Path) -> Request {
-    Request {
-        base: None,
-        base_digest: None,
-        lowers: lowers.to_vec(),
-        upper: upper.to_owned(),
-        cache_dir: dir.join("cache"),
-        work_dir: dir.join(format!("work-{tag}")),
-        target: OciTarget { dir: dir.join("layout"), tag: tag.to_owned(), overwrite: false },
-        compression: LayerCompression::Gzip,
-        namespaces: Namespaces::Trusted,
-        ids: Ids::default(),
-        without: PathGlobs::default(),
-        workers: 0,
-        config: ImageConfig::default(),
-        created: SystemTime::UNIX_EPOCH,
-        sync: false,
-        resumed: false,
-    }
-}
 
 fn made(request: &Request) -> Result<(Image, OciImage)> {
     let image = archive::build(request, &Quiet)?;
@@ -59,20 +34,6 @@ fn made(request: &Request) -> Result<(Image, OciImage)> {
     ensure!(read.layers.len() == image.layers.len());
     Ok((image, read))
 }
-
-/// Equal, but for sockets, which tar has not, and for what the judge cannot do by its own fault.
-fn must_be_equal(reference: &Path, unpacked: &Path, entries: u64, excused: &[&str]) -> Result<()> {
-    let result = compare(reference, unpacked, 30)?;
-    let excused = |d: &String| d == "socket: only on the left" || excused.iter().any(|e| d.starts_with(e));
-    let list: Vec<String> =
-        result.differences.iter().map(ToString::to_string).filter(|d| !excused(d)).collect();
-    ensure!(list.is_empty(), "{} entries compared, differences:\n{}", result.entries, list.join("\n"));
-    ensure!(result.entries >= entries, "only {} entries compared", result.entries);
-    Ok(())
-}
-
-/// Readers written in Go take an attribute without a value for none (`archive/tar`, `mergePAX`).
-const GO: &[&str] = &["size-1: attributes", "size-1: user.a"];
 
 #[test]
 fn everything_a_file_system_holds_arrives() -> Result<()> {

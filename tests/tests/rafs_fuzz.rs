@@ -205,7 +205,7 @@ fn no_damage_to_a_blob_goes_unseen() -> Result<()> {
             let entry = entry?;
             fs::copy(entry.path(), place.path().join(entry.file_name()))?;
         }
-        let image = open(&source)?;
+        let image = open(&source, None)?;
         ensure!(check(&image, &|_, _| {}).is_sound());
         let blob = &image.files[0].path;
         let original = fs::read(blob)?;
@@ -216,7 +216,7 @@ fn no_damage_to_a_blob_goes_unseen() -> Result<()> {
                 continue;
             }
             fs::write(blob, &bytes)?;
-            let report = check(&open(&source)?, &|_, _| {});
+            let report = check(&open(&source, None)?, &|_, _| {});
             ensure!(!report.is_sound(), "round {round} of {}", bootstrap.display());
             fs::write(blob, &original)?;
         }
@@ -239,7 +239,7 @@ fn damaged_images_unpack_into_their_directory_or_not_at_all() -> Result<()> {
             damage(&mut bytes, &mut dice);
             fs::write(&damaged, &bytes)?;
             let to = place.path().join(format!("to-{round}"));
-            if let Ok(image) = open(&source) {
+            if let Ok(image) = open(&source, None) {
                 // What is not damaged of it is given out.
                 let options = Options { force: false, unprivileged: true };
                 let _ = unpack(&image, &to, options, &|_, _| {});

@@ -24,7 +24,7 @@ use snapshot_tests::judges::judge;
 use snapshot_tests::root_or_skip;
 
 fn opened(path: &Path, blob_dir: &Path) -> Result<Opened> {
-    Ok(open(&Source::find(path, Some(blob_dir))?)?)
+    Ok(open(&Source::find(path, Some(blob_dir))?, None)?)
 }
 
 /// Sound, and what comes out of it equals its source.
@@ -154,7 +154,7 @@ fn images_of_the_engine_read_back_equal_and_mount() -> Result<()> {
         let what = format!("{format:?}");
         let (_, layout) = engine_image(&source, dir.path(), &format!("t{n}"), format)?;
         let name = format!("{}:t{n}", layout.display());
-        let image = open(&Source::find(Path::new(&name), None)?)?;
+        let image = open(&Source::find(Path::new(&name), None)?, None)?;
         must_hold(&image, &source, dir.path()).context(what.clone())?;
         // The kernel judges what is exported, compressed or not.
         let disk = dir.path().join("disk");

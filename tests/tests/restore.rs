@@ -28,14 +28,17 @@ fn what_a_container_had_is_there_when_its_snapshot_is_run() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("snapshot-restore-").tempdir()?;
     let work = dir.path().join("work").display().to_string();
     fs::create_dir(&work)?;
-    // Read by the kernel, and by a process.
-    for compressor in ["none", "lz4_block"] {
+    // Read by the kernel, by a process, and unpacked.
+    for (format, compressor) in [("nydus", "none"), ("nydus", "lz4_block"), ("oci", "gzip"), ("oci", "zstd")]
+    {
         let target = format!("oci:{}:{compressor}", dir.path().join("images").display());
         let made = engine::run([
             "commit",
             demo.name(),
             &target,
             "--wait",
+            "--format",
+            format,
             "--compressor",
             compressor,
             "--max-pause",

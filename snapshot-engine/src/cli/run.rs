@@ -1,7 +1,8 @@
 //! `run`.
 
+use std::ffi::CStr;
 use std::fs;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -9,8 +10,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 use serde_json::Value;
+use snapshot_engine::kernel::beneath::Dir;
+use snapshot_engine::kernel::removal::remove_tree;
 use snapshot_engine::kernel::signals;
-use snapshot_engine::reader::{Opened, ReaderError, mount};
+use snapshot_engine::reader::unpack::{Options, unpack};
+use snapshot_engine::reader::{Layout, ReaderError, mount};
 use snapshot_engine::restore::{RestoreError, Wanted, spec};
 
 use super::image::Where;
@@ -45,12 +49,19 @@ enum Network {
     Host,
 }
 
+/// The most of `/etc/passwd` that is read.
+const MAX_TEXT: u64 = 16 << 20;
+
 /// The directory of a container, and its mount: gone with this value.
 struct Bundle(tempfile::TempDir);
 
 impl Bundle {
     fn rootfs(&self) -> PathBuf {
         self.0.path().join("rootfs")
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.0.path().join("tree")
     }
 }
 
@@ -63,6 +74,8 @@ impl Drop for Bundle {
                 _ => break,
             }
         }
+        // However deep it is.
+        let _ = remove_tree(&self.tree());
     }
 }
 
@@ -70,9 +83,9 @@ impl Drop for Bundle {
 pub(super) fn run(args: &Run) -> Result<ExitCode> {
     let runtime = runtime(args.runtime.as_deref())?;
     let opened = args.place.open(&args.image)?.complete()?;
-    let config = config(&opened)?;
-    let source = source(&opened, &args.image);
-    drop(opened);
+    // Of a bootstrap file there is no config.
+    let config = opened.layout.as_ref().map_or(Value::Null, |layout| layout.config.clone());
+    let source = opened.layout.as_ref().map_or(args.image.clone(), source);
     let place = args.place.work_dir();
     let made = tempfile::Builder::new().prefix("snapshot-run-").tempdir_in(place);
     let bundle = Bundle(made.map_err(|e| Error::File(place.to_owned(), e))?);
@@ -83,14 +96,22 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
     };
     let (rootfs, written) = (directory("rootfs")?, directory("rw")?);
     let written = args.rw_dir.clone().unwrap_or(written);
-    mounted(args, &source, &rootfs, &written)?;
+    // From here on a signal does not keep what was made from being removed.
+    signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
+    if opened.layers.is_some() {
+        // Tars are nothing to mount: the tree is made, and goes with the container.
+        let tree = bundle.tree();
+        unpack(&opened, &tree, Options::default(), &|_, _| {})?;
+        drop(opened);
+        mount::over(&tree, &rootfs, &written)?;
+    } else {
+        drop(opened);
+        mounted(args, &source, &rootfs, &written)?;
+    }
 
     let name =
         bundle.0.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase().replace('.', "-");
-    // Never through a link of the image's.
-    let text =
-        |path: &str| fs::read_to_string(rootfs.join(path)).ok().filter(|_| !rootfs.join(path).is_symlink());
-    let (passwd, group) = (text("etc/passwd").unwrap_or_default(), text("etc/group").unwrap_or_default());
+    let (passwd, group) = (text(&rootfs, c"etc/passwd"), text(&rootfs, c"etc/group"));
     let wanted = Wanted {
         command: &args.command,
         terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
@@ -99,11 +120,13 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
         passwd: &passwd,
         group: &group,
     };
+    if let Some(signal) = signals::caught() {
+        return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)));
+    }
     let document = spec(&config, &wanted)?.to_string();
     let path = bundle.0.path().join("config.json");
     fs::write(&path, document).map_err(|e| Error::File(path.clone(), e))?;
 
-    signals::install().map_err(|e| Error::File("the signal table".into(), e))?;
     let started = Command::new(&runtime).args(["run", "--bundle"]).arg(bundle.0.path()).arg(&name).spawn();
     let mut child = started.map_err(|e| Error::File(runtime.clone(), e))?;
     let ended = wait(&mut child, &runtime, &name).map_err(|e| Error::File(runtime.clone(), e));
@@ -112,6 +135,12 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
     let _ = remove.args(["delete", "--force", &name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     drop(bundle);
     Ok(ExitCode::from(code(ended?)))
+}
+
+/// A text of the image's, never through one of its links; empty if it has none.
+fn text(rootfs: &Path, path: &CStr) -> String {
+    let file = Dir::open(rootfs).and_then(|root| root.open_file(path)).map(fs::File::from);
+    file.and_then(|file| std::io::read_to_string(file.take(MAX_TEXT))).unwrap_or_default()
 }
 
 /// Waits for the container. A signal to us is one to it; the second time it is not asked again.
@@ -146,26 +175,11 @@ fn runtime(given: Option<&Path>) -> Result<PathBuf> {
     Ok(all.into_iter().find(|program| program.is_file()).ok_or(RestoreError::NoRuntime)?)
 }
 
-/// The image's config: of a bootstrap file there is none.
-fn config(opened: &Opened) -> Result<Value> {
-    let Some(layout) = &opened.layout else { return Ok(Value::Null) };
-    let store = layout.bootstrap.parent().unwrap_or(Path::new("/"));
-    let read = |digest: &str| -> Result<Value> {
-        let path = store.join(digest.trim_start_matches("sha256:"));
-        let text = fs::read(&path).map_err(|e| Error::File(path.clone(), e))?;
-        Ok(serde_json::from_slice(&text).map_err(Error::Json)?)
-    };
-    let manifest = read(&layout.manifest)?;
-    read(manifest["config"]["digest"].as_str().unwrap_or_default())
-}
-
 /// The image as `image mount` is told it: what was found, and not where it was looked for.
-fn source(opened: &Opened, given: &Path) -> PathBuf {
-    let Some(layout) = &opened.layout else { return given.to_owned() };
-    let dir = layout.bootstrap.ancestors().nth(3).unwrap_or(Path::new("/"));
+fn source(layout: &Layout) -> PathBuf {
     match &layout.tag {
-        Some(tag) => format!("{}:{tag}", dir.display()).into(),
-        None => dir.to_owned(),
+        Some(tag) => format!("{}:{tag}", layout.dir.display()).into(),
+        None => layout.dir.clone(),
     }
 }
 

@@ -6,7 +6,8 @@
 //! chunks: read, decompressed, digest compared           both on all cores; a worker holds two chunks at a time
 //! ```
 //!
-//! Everything that is wrong is reported, not only the first of it.
+//! Everything that is wrong is reported, not only the first of it. Plain layers have been read whole, and compared with their digests, when they
+//! were opened (`reader/layers/`).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -27,7 +28,7 @@ use crate::rafs::read::{BlobInfo, BlobMeta, Chunk, Counts, MetaPlace, blob_heade
 use super::data::Decoder;
 use super::parts::{self, At};
 use super::walk::walk;
-use super::{Opened, Problem, Progress};
+use super::{Layer, Opened, Problem, Progress};
 
 /// The most problems that are reported: of a blob that is something else altogether, every chunk is one.
 pub const MAX_PROBLEMS: usize = 1000;
@@ -39,7 +40,7 @@ const BATCH: usize = 64;
 pub struct Report {
     /// What the tree holds.
     pub counts: Counts,
-    /// Blobs.
+    /// Blobs, or plain layers.
     pub blobs: u64,
     /// Chunks that the tree refers to, each read.
     pub chunks: u64,
@@ -47,6 +48,9 @@ pub struct Report {
     pub chunk_bytes: u64,
     /// Bytes of the blobs, each hashed.
     pub blob_bytes: u64,
+    /// Bytes of the tars that plain layers stand for, each hashed and read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tar_bytes: Option<u64>,
     /// How many things are wrong.
     pub problems_found: u64,
     /// What is wrong, at most [`MAX_PROBLEMS`] of it, sorted.
@@ -81,6 +85,9 @@ impl Found {
 /// Checks an image whole.
 #[must_use]
 pub fn check(image: &Opened, progress: Progress<'_>) -> Report {
+    if let Some(layers) = &image.layers {
+        return plain(image, layers);
+    }
     let problems = image.problems.clone();
     let found = Found { count: AtomicU64::new(problems.len() as u64), list: Mutex::new(problems) };
     let chunks = image.image.chunks.as_slice();
@@ -133,7 +140,24 @@ pub fn check(image: &Opened, progress: Progress<'_>) -> Report {
         chunks: chunks.len() as u64,
         chunk_bytes: chunks.iter().map(|c| u64::from(c.info.size)).sum(),
         blob_bytes,
+        tar_bytes: None,
         problems_found: found.count.into_inner(),
+        problems,
+    }
+}
+
+fn plain(image: &Opened, layers: &[Layer]) -> Report {
+    let mut problems = image.problems.clone();
+    problems.sort();
+    problems.truncate(MAX_PROBLEMS);
+    Report {
+        counts: Counts::of(&image.image.tree),
+        blobs: layers.len() as u64,
+        chunks: 0,
+        chunk_bytes: 0,
+        blob_bytes: layers.iter().map(|layer| layer.bytes).sum(),
+        tar_bytes: Some(layers.iter().map(|layer| layer.tar_bytes).sum()),
+        problems_found: image.problems.len() as u64,
         problems,
     }
 }

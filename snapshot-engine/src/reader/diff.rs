@@ -1,7 +1,7 @@
 //! Two images, name by name.
 //!
 //! Content is compared by the digests of the chunks where both images have chunks of one size and one kind of digest, otherwise byte by
-//! byte. Not compared: the root's time, which RAFS v6 has not.
+//! byte. So are plain layers, whose contents are cut as a Nydus image's are by default. Not compared: the root's time, which RAFS v6 has not.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};

@@ -55,9 +55,6 @@ pub enum ReaderError {
         /// What is wrong.
         what: String,
     },
-    /// An image without a bootstrap.
-    #[error("`{}` holds no Nydus image: none of its layers is a bootstrap", .0.display())]
-    NoBootstrap(PathBuf),
     /// The bootstrap cannot be read.
     #[error("`{}`", path.display())]
     Bootstrap {
@@ -166,7 +163,6 @@ impl Fault for ReaderError {
             ReaderError::NotFound(_)
             | ReaderError::WhichTag { .. }
             | ReaderError::NoTag { .. }
-            | ReaderError::NoBootstrap(_)
             | ReaderError::NoPath(_)
             | ReaderError::NotEmpty(_)
             | ReaderError::Exists(_)
@@ -186,9 +182,6 @@ impl Fault for ReaderError {
             }
             ReaderError::WhichTag { .. } => "say which: DIR:TAG",
             ReaderError::NoTag { .. } => "give one of these",
-            ReaderError::NoBootstrap(_) => {
-                "give a Nydus image; one of plain layers is read by umoci, skopeo, or any runtime"
-            }
             ReaderError::NoBlob { .. } => "give the directory that has the blobs with --blob-dir",
             ReaderError::Damaged { .. } | ReaderError::Data { .. } => {
                 "`snapshot-engine image check` shows everything that is wrong with it"

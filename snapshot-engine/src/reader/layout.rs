@@ -1,8 +1,9 @@
-//! An image in an OCI layout: from the tag to the bootstrap, with every document compared with its digest.
+//! An image in an OCI layout: from the tag to the bootstrap or the layers, with every document compared with its digest.
 //!
 //! ```text
 //! index.json --tag--> manifest --> config
-//!                         '--> layers: blobs ..., bootstrap (tar, compressed; image/image.boot in it)
+//!       '--> index ----^  '--> layers: blobs ..., bootstrap (tar, compressed; image/image.boot in it)    a Nydus image
+//!        this machine's                tars, compressed or not                                           any other
 //! ```
 
 use std::collections::BTreeMap;
@@ -14,7 +15,9 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::open::MAX_BOOTSTRAP;
+use super::stream::{Hashed, Packing};
 use super::{Problem, ReaderError};
+use crate::model::config::Platform;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
@@ -35,6 +38,9 @@ pub struct Descriptor {
     /// Notes.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// What it is for, if it is one of several that are the same for others.
+    #[serde(default)]
+    pub platform: Option<Platform>,
 }
 
 impl Descriptor {
@@ -51,10 +57,12 @@ struct Index {
     manifests: Vec<Descriptor>,
 }
 
+/// A manifest, or an index of manifests for several machines.
 #[derive(Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+#[serde(untagged)]
+enum Document {
+    Manifest { config: Descriptor, layers: Vec<Descriptor> },
+    Index { manifests: Vec<Descriptor> },
 }
 
 #[derive(Deserialize)]
@@ -67,17 +75,27 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// The OCI image around a bootstrap.
+/// An OCI image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
+    /// The directory of the layout.
+    pub dir: PathBuf,
     /// Its tag, if it has one.
     pub tag: Option<String>,
     /// The digest of its manifest.
     pub manifest: String,
+    /// Its config, as it is.
+    pub config: serde_json::Value,
     /// Its layers but the bootstrap's.
     pub blobs: Vec<Descriptor>,
-    /// The file of the bootstrap's layer.
-    pub bootstrap: PathBuf,
+}
+
+/// What an image is made of.
+pub(super) enum Made {
+    /// A bootstrap, from its layer's file, and blobs.
+    Nydus { file: PathBuf, bootstrap: Vec<u8> },
+    /// The layers alone, with the digests of their tars.
+    Plain { diff_ids: Vec<String> },
 }
 
 /// Where a layout keeps everything.
@@ -85,12 +103,12 @@ pub(super) fn store(dir: &Path) -> PathBuf {
     dir.join("blobs/sha256")
 }
 
-/// The image and its bootstrap. Documents that are not what their digest says are noted as problems.
+/// The image. Documents that are not what their digest says are noted as problems.
 pub(super) fn read(
     dir: &Path,
     tag: Option<&str>,
     problems: &mut Vec<Problem>,
-) -> Result<(Layout, Vec<u8>), ReaderError> {
+) -> Result<(Layout, Made), ReaderError> {
     let index_path = dir.join("index.json");
     if !index_path.exists() {
         let what = "there is no index.json in it: give an OCI image layout".to_owned();
@@ -98,20 +116,48 @@ pub(super) fn read(
     }
     let index: Index = parse(&index_path, &document(&index_path)?)?;
     let chosen = choose(dir, index.manifests, tag)?;
-    let (path, bytes) = described(dir, &chosen, "the manifest", problems)?;
-    let manifest: Manifest = parse(&path, &bytes)?;
-    let (path, bytes) = described(dir, &manifest.config, "the config", problems)?;
-    let config: Config = parse(&path, &bytes)?;
-    let is_bootstrap = |layer: &Descriptor| layer.annotations.get(BOOTSTRAP).is_some_and(|v| v == "true");
-    let at = manifest.layers.iter().rposition(is_bootstrap);
-    let at = at.ok_or_else(|| ReaderError::NoBootstrap(dir.to_owned()))?;
-    let mut blobs = manifest.layers;
-    let layer = blobs.remove(at);
-    let path = file_of(dir, &layer)?;
-    let (bootstrap, diff_id) = unpack(&path, &layer, problems)?;
-    diff_ids(&config.rootfs.diff_ids, &blobs, at, &diff_id, problems);
     let tag = chosen.annotations.get(REF_NAME).cloned();
-    Ok((Layout { tag, manifest: chosen.digest, blobs, bootstrap: path }, bootstrap))
+    let (manifest, config, mut blobs) = manifest(dir, chosen, problems)?;
+    let (path, bytes) = described(dir, &config, "the config", problems)?;
+    let Config { rootfs: RootFs { diff_ids: given } } = parse(&path, &bytes)?;
+    let config = parse(&path, &bytes)?;
+    let is_bootstrap = |layer: &Descriptor| layer.annotations.get(BOOTSTRAP).is_some_and(|v| v == "true");
+    let made = match blobs.iter().rposition(is_bootstrap) {
+        None => Made::Plain { diff_ids: given },
+        Some(at) => {
+            let layer = blobs.remove(at);
+            let file = file_of(dir, &layer)?;
+            let (bootstrap, diff_id) = unpack(&file, &layer, problems)?;
+            diff_ids(&given, &blobs, at, &diff_id, problems);
+            Made::Nydus { file, bootstrap }
+        }
+    };
+    Ok((Layout { dir: dir.to_owned(), tag, manifest: manifest.digest, config, blobs }, made))
+}
+
+/// The manifest that a descriptor leads to, for this machine if there are several, with its config and its layers.
+fn manifest(
+    dir: &Path,
+    chosen: Descriptor,
+    problems: &mut Vec<Problem>,
+) -> Result<(Descriptor, Descriptor, Vec<Descriptor>), ReaderError> {
+    let (path, bytes) = described(dir, &chosen, "the manifest", problems)?;
+    let manifests = match parse(&path, &bytes)? {
+        Document::Manifest { config, layers } => return Ok((chosen, config, layers)),
+        Document::Index { manifests } => manifests,
+    };
+    let own = Platform::default().or_this_machine();
+    let fits = |m: &Descriptor| {
+        m.platform.as_ref().is_some_and(|p| (&p.os, &p.architecture) == (&own.os, &own.architecture))
+    };
+    let not = |what: String| ReaderError::Layout { path: path.clone(), what };
+    let ours = manifests.into_iter().find(fits);
+    let ours = ours.ok_or_else(|| not(format!("it has no image for {}/{}", own.os, own.architecture)))?;
+    let (path, bytes) = described(dir, &ours, "the manifest", problems)?;
+    match parse(&path, &bytes)? {
+        Document::Manifest { config, layers } => Ok((ours, config, layers)),
+        Document::Index { .. } => Err(not("it is an index of indexes".to_owned())),
+    }
 }
 
 /// The config names every layer by the digest of its uncompressed bytes.
@@ -210,34 +256,6 @@ fn what_of(descriptor: &Descriptor) -> &str {
     descriptor.media_type.rsplit('.').next().unwrap_or_default()
 }
 
-/// Everything read through it is hashed and counted.
-struct Hashed<R> {
-    inner: R,
-    sha: Sha256,
-    len: u64,
-}
-
-impl<R: Read> Hashed<R> {
-    fn new(inner: R) -> Hashed<R> {
-        Hashed { inner, sha: Sha256::new(), len: 0 }
-    }
-
-    /// Reads what is left, and gives the digest of all.
-    fn finish(mut self) -> std::io::Result<(u64, String)> {
-        std::io::copy(&mut self, &mut std::io::sink())?;
-        Ok((self.len, hex::encode(self.sha.finalize())))
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(out)?;
-        self.sha.update(&out[..n]);
-        self.len += n as u64;
-        Ok(n)
-    }
-}
-
 /// The bootstrap of its layer, and the digest of the uncompressed tar.
 fn unpack(
     path: &Path,
@@ -249,13 +267,7 @@ fn unpack(
     let (size, digest) = Hashed::new(BufReader::with_capacity(1 << 20, &mut file)).finish().map_err(io)?;
     compare("the bootstrap's layer", layer, size, &digest, problems);
     let file = File::open(path).map_err(io)?;
-    let mut magic = [0; 4];
-    let known = std::os::unix::fs::FileExt::read_at(&file, &mut magic, 0).map_err(io)?;
-    let plain: Box<dyn Read> = match &magic[..known] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(file).map_err(io)?),
-        _ => Box::new(BufReader::new(file)),
-    };
+    let plain = Packing::of(&file).and_then(|packing| packing.open(file)).map_err(io)?;
     // A tar of nothing but the bootstrap and a directory; the limit keeps a bomb from being read for hours.
     let mut tar = Hashed::new(plain.take(MAX_BOOTSTRAP));
     let mut bootstrap = None;

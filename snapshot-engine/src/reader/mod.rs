@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! IMAGE --source--> layout (OCI) or bootstrap file --rafs::read--> Opened { tree, chunks, blobs }
-//!                                                                     |  data: a chunk, decompressed and verified
-//!        check  inspect  diff  unpack  export  mount  <---------------'
+//!                     '---- of plain layers -------layers/------------^  |  data: a chunk, decompressed and verified
+//!        check  inspect  diff  unpack  export  mount  <------------------'
 //! ```
 //!
-//! An image is not trusted: whoever made it may have meant harm. `rafs::read` checks what the bootstrap says; no byte of a blob is
-//! given out before its digest was compared with the bootstrap's.
+//! An image is not trusted: whoever made it may have meant harm. `rafs::read` checks what the bootstrap says, `layers/` what tars say; no
+//! byte of a blob is given out before its digest was compared with the bootstrap's.
 
 mod as_v6;
 pub mod check;
@@ -17,17 +17,21 @@ pub mod diff;
 mod error;
 pub mod export;
 pub mod inspect;
+mod layers;
 mod layout;
 pub mod mount;
 mod open;
 mod parts;
 mod source;
 mod sparse;
+mod stream;
 pub mod unpack;
 mod verity;
 mod walk;
 
 pub use error::{Problem, ReaderError};
+pub use layers::Layer;
+pub use layout::Layout;
 pub use open::{BlobFile, Opened, open};
 pub use source::Source;
 

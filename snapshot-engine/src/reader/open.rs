@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::rafs::read::{self, BlobInfo, Image, Reading};
 
-use super::layout::{self, Layout};
+use super::layers::{self, Layer, Plain};
+use super::layout::{self, Layout, Made};
 use super::{Problem, ReaderError, Source, parts};
 
 /// The longest bootstrap that is read: 20 million files.
@@ -29,6 +30,11 @@ impl BlobFile {
         }
     }
 
+    /// What was kept of the layer at a path.
+    pub(super) fn kept(path: PathBuf, file: Option<File>) -> BlobFile {
+        BlobFile { path, file }
+    }
+
     /// The file.
     ///
     /// # Errors
@@ -49,12 +55,14 @@ impl BlobFile {
 pub struct Opened {
     /// Tree, chunks, blobs.
     pub image: Image,
-    /// The bootstrap as it is.
+    /// The bootstrap as it is; of plain layers there is none.
     pub bootstrap: Vec<u8>,
     /// The blobs' files, in the order of [`Image::blobs`].
     pub files: Vec<BlobFile>,
     /// The OCI image it is in, if it is.
     pub layout: Option<Layout>,
+    /// Its layers, the lowest first, if it is made of plain tars; [`Opened::files`] has what is in them.
+    pub layers: Option<Vec<Layer>>,
     /// What is wrong with it as far as was seen by opening it.
     pub problems: Vec<Problem>,
 }
@@ -89,16 +97,27 @@ impl Opened {
 
 /// Opens an image. Damage is noted in [`Opened::problems`] as long as there is a tree to show.
 ///
+/// Plain layers are read whole. What is in their files is kept in the directory `keep`, as long as the image is open; without it there is a tree
+/// whose files have lengths and no content.
+///
 /// # Errors
 /// When there is none.
-pub fn open(source: &Source) -> Result<Opened, ReaderError> {
+pub fn open(source: &Source, keep: Option<&Path>) -> Result<Opened, ReaderError> {
     match source {
         Source::Layout { dir, tag } => {
             let mut problems = Vec::new();
-            let (layout, bootstrap) = layout::read(dir, tag.as_deref(), &mut problems)?;
-            let store = layout::store(dir);
-            let place = layout.bootstrap.clone();
-            let mut opened = with_blobs(bootstrap, &place, &store, None, problems)?;
+            let (layout, made) = layout::read(dir, tag.as_deref(), &mut problems)?;
+            let mut opened = match made {
+                Made::Nydus { file, bootstrap } => {
+                    with_blobs(bootstrap, &file, &layout::store(dir), None, problems)?
+                }
+                Made::Plain { diff_ids } => {
+                    let Plain { image, files, layers } =
+                        layers::read(dir, &layout.blobs, &diff_ids, keep, &mut problems)?;
+                    let bootstrap = Vec::new();
+                    Opened { image, bootstrap, files, layout: None, layers: Some(layers), problems }
+                }
+            };
             opened.layout = Some(layout);
             Ok(opened)
         }
@@ -143,5 +162,5 @@ fn with_blobs(
         _ => BlobFile::new(blob_dir.join(&blob.id)),
     });
     let files = files.collect::<Result<_, _>>()?;
-    Ok(Opened { image, bootstrap, files, layout: None, problems })
+    Ok(Opened { image, bootstrap, files, layout: None, layers: None, problems })
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   DIR/rootfs        the image, with an overlay on top (reader::mount)     DIR/rw   what is written
+//!   DIR/tree          what is below the overlay, of an image of plain layers (reader::unpack)
 //!   DIR/config.json   spec: what the image says, as an OCI runtime reads it
 //! ```
 

@@ -17,7 +17,7 @@ pub(super) struct Check {
 }
 
 pub(super) fn run(args: &Check, out: &Out, quiet: bool) -> Result<ExitCode> {
-    let image = args.which.open()?;
+    let image = args.which.look()?;
     let bar = bar::Bytes::new(quiet, "checking");
     let report = check(&image, &|done, total| bar.report(done, total));
     drop(bar);
@@ -40,6 +40,17 @@ fn text(report: &Report) -> String {
         1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
+    if let Some(tar_bytes) = report.tar_bytes {
+        let _ = writeln!(
+            text,
+            "{verdict}: {} entries, {} layers of {} and their tars of {} hashed, every entry read",
+            report.counts.entries,
+            report.blobs,
+            bytes(report.blob_bytes),
+            bytes(tar_bytes),
+        );
+        return text;
+    }
     let _ = writeln!(
         text,
         "{verdict}: {} entries, {} chunks of {} compared with their digests, {} blobs of {} hashed",

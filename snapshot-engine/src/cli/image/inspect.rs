@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
-use serde_json::json;
-use snapshot_engine::reader::inspect::{FileSummary, Summary, files, summary};
+use serde_json::{Value, json};
+use snapshot_engine::rafs::read::Counts;
+use snapshot_engine::reader::Problem;
+use snapshot_engine::reader::inspect::{FileSummary, Nydus, Plain, Summary, files, summary};
 
 use super::super::Result;
 use super::super::out::{Out, printable};
@@ -24,7 +26,7 @@ pub(super) struct Inspect {
 }
 
 pub(super) fn run(args: &Inspect, out: &Out) -> Result {
-    let image = args.which.open()?;
+    let image = args.which.look()?;
     let summary = summary(&image);
     if !args.files && args.path.is_none() {
         return out.result(&text(&summary), &summary);
@@ -33,28 +35,29 @@ pub(super) fn run(args: &Inspect, out: &Out) -> Result {
     out.result(&list(&files), &json!({ "image": summary, "files": files }))
 }
 
-fn text(s: &Summary) -> String {
+fn text(summary: &Summary) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:<12} {value}");
     };
-    if let Some(manifest) = &s.manifest {
-        let tag = s.tag.as_deref().map_or(String::new(), |tag| format!(" ({})", printable(tag)));
+    match summary {
+        Summary::Nydus(nydus) => of_nydus(nydus, &mut line),
+        Summary::Plain(plain) => of_plain(plain, &mut line),
+    }
+    text
+}
+
+type Line<'a> = &'a mut dyn FnMut(&str, String);
+
+fn image(manifest: Option<&String>, tag: Option<&String>, line: Line<'_>) {
+    if let Some(manifest) = manifest {
+        let tag = tag.map_or(String::new(), |tag| format!(" ({})", printable(tag)));
         line("image", format!("{manifest}{tag}"));
     }
-    line(
-        "format",
-        format!(
-            "RAFS v{}, {}, {}, chunks of {}",
-            s.fs_version,
-            s.compressor,
-            s.digest,
-            bytes(u64::from(s.chunk_size))
-        ),
-    );
-    line("flags", format!("{:#x} {}", s.flags, s.features.join(" ")));
-    let c = &s.counts;
+}
+
+fn tree(c: &Counts, line: Line<'_>) {
     line(
         "tree",
         format!(
@@ -68,6 +71,64 @@ fn text(s: &Summary) -> String {
             c.hard_links
         ),
     );
+}
+
+fn problems(problems: &[Problem], line: Line<'_>) {
+    for problem in problems {
+        line("PROBLEM", format!("{}: {}", printable(&problem.place), printable(&problem.what)));
+    }
+}
+
+fn of_plain(s: &Plain, line: Line<'_>) {
+    image(s.manifest.as_ref(), s.tag.as_ref(), line);
+    let (layers, tars) = (bytes(s.layer_bytes), bytes(s.tar_bytes));
+    line("format", format!("OCI, {} layers of {layers}, {tars} as tars", s.layers.len()));
+    line("platform", printable(&s.platform));
+    if let Some(created) = &s.created {
+        line("created", printable(created));
+    }
+    for (key, value) in s.config.as_object().into_iter().flatten() {
+        let said = match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        if !matches!(said.as_str(), "" | "null" | "{}" | "[]") {
+            line(&printable(key), printable(&said));
+        }
+    }
+    tree(&s.counts, line);
+    for layer in &s.layers {
+        line("layer", printable(&layer.digest));
+        line(
+            "",
+            format!(
+                "{}, {} of {}, {} entries with {} of content, {} of them whiteouts",
+                printable(&layer.media_type),
+                bytes(layer.bytes),
+                bytes(layer.tar_bytes),
+                layer.entries,
+                bytes(layer.content_bytes),
+                layer.whiteouts
+            ),
+        );
+    }
+    problems(&s.problems, line);
+}
+
+fn of_nydus(s: &Nydus, line: Line<'_>) {
+    image(s.manifest.as_ref(), s.tag.as_ref(), line);
+    line(
+        "format",
+        format!(
+            "RAFS v{}, {}, {}, chunks of {}",
+            s.fs_version,
+            s.compressor,
+            s.digest,
+            bytes(u64::from(s.chunk_size))
+        ),
+    );
+    line("flags", format!("{:#x} {}", s.flags, s.features.join(" ")));
+    tree(&s.counts, line);
     line("chunks", format!("{} of {}, stored {}", s.chunks, bytes(s.chunk_bytes), bytes(s.stored_bytes)));
     line("bootstrap", bytes(s.bootstrap_bytes));
     for blob in &s.blobs {
@@ -89,10 +150,7 @@ fn text(s: &Summary) -> String {
     for path in &s.prefetch {
         line("prefetch", printable(&path.to_string_lossy()));
     }
-    for problem in &s.problems {
-        line("PROBLEM", format!("{}: {}", printable(&problem.place), printable(&problem.what)));
-    }
-    text
+    problems(&s.problems, line);
 }
 
 fn list(files: &[FileSummary]) -> String {

@@ -8,7 +8,7 @@ mod inspect;
 mod mount;
 mod unpack;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueHint};
@@ -29,7 +29,8 @@ pub(crate) struct Images {
 enum Command {
     /// Check an image: its structure, and every byte of its data
     ///
-    /// Reads every chunk and compares it with its digest, hashes every blob, and compares the documents of an OCI layout with theirs.
+    /// Reads every chunk and compares it with its digest, hashes every blob, and compares the documents of an OCI layout with theirs. Of an image of plain
+    /// layers every layer is hashed as it is and as the tar that it stands for, and every entry must be one that makes sense within the tree.
     /// Everything that is wrong is listed. The exit code is 0 if nothing is.
     #[command(after_help = "Examples:\n  \
         snapshot-engine image check /var/lib/images:web-1\n  \
@@ -42,7 +43,7 @@ enum Command {
         snapshot-engine image inspect /var/lib/images:web-1 /etc --files\n  \
         snapshot-engine image inspect image.boot --files --output json")]
     Inspect(inspect::Inspect),
-    /// Compare two images
+    /// Compare two images, of one kind or of both
     ///
     /// Lists what was added, removed or changed: type, mode, owner, time, attributes, link targets, content, and which names are one file. The exit
     /// code is 0 if the images are equal, 1 if they differ, and 2 if they cannot be compared.
@@ -52,7 +53,8 @@ enum Command {
     Diff(diff::Diff),
     /// Unpack an image into a directory
     ///
-    /// With owners, modes, times, attributes, hard links, devices and holes. Data is verified. Nothing is written outside of the directory.
+    /// With owners, modes, times, attributes, hard links, devices and holes; of an image of plain layers, what they show together. Data is verified. Nothing is
+    /// written outside of the directory, whatever the image says.
     #[command(after_help = "Examples:\n  \
         snapshot-engine image unpack /var/lib/images:web-1 rootfs\n  \
         snapshot-engine image unpack image.boot rootfs --blob-dir blobs --unprivileged")]
@@ -98,17 +100,25 @@ pub(super) struct Where {
 
 impl Where {
     /// Where the blobs of a bootstrap file are, if that was said.
-    pub(super) fn blob_dir(&self) -> Option<&std::path::Path> {
+    pub(super) fn blob_dir(&self) -> Option<&Path> {
         self.blob_dir.as_deref()
     }
 
     /// Where snapshots are.
-    pub(super) fn work_dir(&self) -> &std::path::Path {
+    pub(super) fn work_dir(&self) -> &Path {
         &self.work.work_dir
     }
 
     /// Finds and opens an image. A name that is no file is looked for among the snapshots.
-    pub(super) fn open(&self, name: &std::path::Path) -> Result<Opened> {
+    ///
+    /// What is in plain layers is kept in the work directory while the image is open.
+    pub(super) fn open(&self, name: &Path) -> Result<Opened> {
+        let keep =
+            if self.work.work_dir.is_dir() { self.work.work_dir.clone() } else { std::env::temp_dir() };
+        Ok(reader::open(&self.source(name)?, Some(&keep))?)
+    }
+
+    fn source(&self, name: &Path) -> Result<Source> {
         let source = match Source::find(name, self.blob_dir.as_deref()) {
             Err(not_found @ ReaderError::NotFound(_)) => match self.snapshot(name)? {
                 Some(source) => source,
@@ -116,10 +126,10 @@ impl Where {
             },
             source => source?,
         };
-        Ok(reader::open(&source)?)
+        Ok(source)
     }
 
-    fn snapshot(&self, name: &std::path::Path) -> Result<Option<Source>> {
+    fn snapshot(&self, name: &Path) -> Result<Option<Source>> {
         let (Some(id), Some(store)) = (name.to_str(), Store::open_existing(&self.work.work_dir)?) else {
             return Ok(None);
         };
@@ -133,13 +143,18 @@ impl Where {
         if !record.target.is_layout() {
             return Err(super::Error::Elsewhere(target).into());
         }
-        Ok(Some(Source::find(std::path::Path::new(&target), None)?))
+        Ok(Some(Source::find(Path::new(&target), None)?))
     }
 }
 
 impl Which {
     fn open(&self) -> Result<Opened> {
         self.place.open(&self.image)
+    }
+
+    /// The image for one who asks nothing of its files' contents.
+    fn look(&self) -> Result<Opened> {
+        Ok(reader::open(&self.place.source(&self.image)?, None)?)
     }
 }
 

@@ -75,8 +75,11 @@ pub struct Chunk {
 pub struct Chunks(Vec<Chunk>);
 
 impl Chunks {
-    /// Sorts them. Chunks with the same name must be the same: the name of one that is not is given back.
-    pub(super) fn new(mut chunks: Vec<Chunk>) -> Result<Chunks, ChunkRef> {
+    /// Sorts them.
+    ///
+    /// # Errors
+    /// Chunks with the same name must be the same: the name of one that is not is given back.
+    pub fn new(mut chunks: Vec<Chunk>) -> Result<Chunks, ChunkRef> {
         chunks.sort_unstable_by_key(|chunk| chunk.name);
         for pair in chunks.windows(2) {
             if pair[0].name == pair[1].name && pair[0] != pair[1] {

@@ -209,7 +209,7 @@ fn finish(
 ) -> Result<(), ReaderError> {
     let result = mounted.and_then(|()| {
         if options.rw {
-            overlay(room, at, options)?;
+            overlay(room, &room.path("lower"), at, options.rw_dir.as_deref())?;
         }
         if options.rw || pid.is_some() {
             if !room.dir.is_dir() {
@@ -229,21 +229,38 @@ fn finish(
     result
 }
 
-fn overlay(room: &Room, at: &Path, options: &Options) -> Result<(), ReaderError> {
+/// Puts an overlay over a directory. What is written goes to `upper/` in `rw_dir`; [`unmount`] undoes it.
+///
+/// # Errors
+/// When the kernel refuses; then nothing is mounted.
+pub fn over(tree: &Path, at: &Path, rw_dir: &Path) -> Result<(), ReaderError> {
+    let at = place(at)?;
+    let room = Room::of(&at);
+    room.make().map_err(ReaderError::io("make", &room.dir))?;
+    let state = State { at: at.clone(), rw: true, pid: None };
+    let noted = room.write(&state).map_err(ReaderError::io("write", &room.dir));
+    let result = noted.and_then(|()| overlay(&room, tree, &at, Some(rw_dir)));
+    if result.is_err() {
+        let _ = room.remove();
+    }
+    result
+}
+
+fn overlay(room: &Room, lower: &Path, at: &Path, rw_dir: Option<&Path>) -> Result<(), ReaderError> {
     let make = |path: PathBuf| match std::fs::create_dir(&path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(ReaderError::io("make", &path)(e)),
         _ => Ok(path),
     };
-    let dir = match &options.rw_dir {
+    let dir = match rw_dir {
         Some(dir) => dir.canonicalize().map_err(ReaderError::io("find the directory", dir))?,
         None => room.dir.clone(),
     };
     let (upper, work) = (make(dir.join("upper"))?, make(dir.join("work"))?);
     let refused = |source: rustix::io::Errno| ReaderError::Mount { at: at.to_owned(), source: source.into() };
     let mut data = Vec::new();
-    for (key, path) in [("lowerdir=", room.path("lower")), (",upperdir=", upper), (",workdir=", work)] {
+    for (key, path) in [("lowerdir=", lower), (",upperdir=", &upper), (",workdir=", &work)] {
         data.extend_from_slice(key.as_bytes());
-        data.extend(escaped(&path));
+        data.extend(escaped(path));
     }
     let data = CString::new(data).map_err(|_| refused(rustix::io::Errno::INVAL))?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;

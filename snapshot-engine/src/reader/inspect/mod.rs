@@ -1,5 +1,7 @@
 //! What an image is made of.
 
+mod plain;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +15,23 @@ use crate::rafs::read::{Counts, MetaPlace};
 use super::walk::{to_path, walk};
 use super::{Opened, Problem, ReaderError};
 
+pub use plain::Plain;
+
 /// An image as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Summary {
+#[serde(untagged)]
+pub enum Summary {
+    /// One with a bootstrap.
+    Nydus(Box<Nydus>),
+    /// One of plain layers.
+    Plain(Box<Plain>),
+}
+
+/// A Nydus image as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Nydus {
+    /// `nydus`.
+    pub kind: &'static str,
     /// Its tag in the OCI layout.
     pub tag: Option<String>,
     /// The digest of its manifest.
@@ -122,6 +138,13 @@ fn maybe_path<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Re
 /// Sums an image up.
 #[must_use]
 pub fn summary(opened: &Opened) -> Summary {
+    match &opened.layers {
+        Some(layers) => Summary::Plain(Box::new(plain::summary(opened, layers))),
+        None => Summary::Nydus(Box::new(nydus(opened))),
+    }
+}
+
+fn nydus(opened: &Opened) -> Nydus {
     let image = &opened.image;
     let format = image.superblock.format;
     let chunks = image.chunks.as_slice();
@@ -145,7 +168,8 @@ pub fn summary(opened: &Opened) -> Summary {
             }
         });
     }
-    Summary {
+    Nydus {
+        kind: "nydus",
         tag: opened.layout.as_ref().and_then(|layout| layout.tag.clone()),
         manifest: opened.layout.as_ref().map(|layout| layout.manifest.clone()),
         fs_version: image.superblock.version.number().to_string(),
