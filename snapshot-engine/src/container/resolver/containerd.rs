@@ -15,11 +15,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::wire::{Failed, Grpc, Peer, converse};
-use super::{Candidate, Resolver, Wanted};
+use super::wire::{Daemon, Failed, Grpc, Peer};
+use super::{Candidate, Wanted};
 use crate::container::candidate::{ImageRef, Layers, SnapshotKey, State};
 use crate::container::config::{Config, ImageConfig};
-use crate::container::error::Error;
 use crate::container::options;
 use crate::container::places::Socket;
 use crate::container::vantage::Vantage;
@@ -177,7 +176,15 @@ const GET_IMAGE: &str = "/containerd.services.images.v1.Images/Get";
 const READ_CONTENT: &str = "/containerd.services.content.v1.Content/Read";
 const GET_MOUNTS: &str = "/containerd.services.snapshots.v1.Snapshots/Mounts";
 
-impl Containerd {
+impl Daemon for Containerd {
+    fn runtime(&self) -> Runtime {
+        Runtime::Containerd
+    }
+
+    fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
     async fn ask(&self, peer: Peer, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Failed> {
         let mut grpc = Grpc::over(peer).await?;
         let all: Namespaces = grpc.call(LIST_NAMESPACES, None, Everything {}).await?.unwrap_or_default();
@@ -209,7 +216,9 @@ impl Containerd {
         }
         Ok(found)
     }
+}
 
+impl Containerd {
     async fn candidate(
         &self,
         grpc: &mut Grpc,
@@ -332,21 +341,6 @@ fn overlay(mounts: Mounts, vantage: Vantage) -> Option<Layers> {
     let first = |written: Option<Vec<u8>>| options::meanings(&written?).into_iter().next().map(path);
     let lowers: Vec<PathBuf> = told.lowers.into_iter().map(path).collect();
     Some(Layers { upper: first(told.upper)?, work: first(told.work)?, lowers, userxattr: told.userxattr })
-}
-
-impl Resolver for Containerd {
-    fn runtime(&self) -> Runtime {
-        Runtime::Containerd
-    }
-
-    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
-        let found = converse(Runtime::Containerd, &self.socket, async |peer| self.ask(peer, wanted).await)?;
-        Ok(found.unwrap_or_default())
-    }
-
-    fn places(&self) -> Vec<String> {
-        vec![self.socket.path.display().to_string()]
-    }
 }
 
 #[cfg(test)]

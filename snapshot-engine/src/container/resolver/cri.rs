@@ -13,11 +13,10 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 
 use super::containerd::layers;
-use super::wire::{Failed, Grpc, Peer, converse};
-use super::{Candidate, Resolver, Wanted};
+use super::wire::{Daemon, Failed, Grpc, Peer};
+use super::{Candidate, Wanted};
 use crate::container::candidate::{ImageRef, SnapshotKey, State};
 use crate::container::config::{Config, ImageConfig};
-use crate::container::error::Error;
 use crate::container::places::Socket;
 use crate::model::reference::Runtime;
 
@@ -155,7 +154,15 @@ const GET_IMAGE: &str = "/runtime.v1.ImageService/ImageStatus";
 /// The namespace at containerd that its CRI service works in.
 const AT_CONTAINERD: &str = "k8s.io";
 
-impl Cri {
+impl Daemon for Cri {
+    fn runtime(&self) -> Runtime {
+        Runtime::Cri
+    }
+
+    fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
     async fn ask(&self, peer: Peer, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Failed> {
         let mut grpc = Grpc::over(peer).await?;
         let Some(list) = grpc.call(LIST_CONTAINERS, None, Everything {}).await? else {
@@ -190,7 +197,9 @@ impl Cri {
         }
         Ok(found)
     }
+}
 
+impl Cri {
     async fn candidate(
         &self,
         grpc: &mut Grpc,
@@ -252,21 +261,6 @@ fn names(container: &Container, pod: Option<&Sandbox>) -> Vec<String> {
     let Some(own) = container.metadata.as_ref().map(|m| m.name.clone()) else { return Vec::new() };
     let Some(pod) = pod.and_then(|pod| pod.metadata.as_ref()) else { return vec![own] };
     vec![format!("{}/{}/{own}", pod.namespace, pod.name), format!("{}/{own}", pod.name), own]
-}
-
-impl Resolver for Cri {
-    fn runtime(&self) -> Runtime {
-        Runtime::Cri
-    }
-
-    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
-        let found = converse(Runtime::Cri, &self.socket, async |peer| self.ask(peer, wanted).await)?;
-        Ok(found.unwrap_or_default())
-    }
-
-    fn places(&self) -> Vec<String> {
-        vec![self.socket.path.display().to_string()]
-    }
 }
 
 #[cfg(test)]

@@ -12,11 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
-use super::wire::{Failed, Grpc, Http, Peer, converse};
-use super::{Candidate, Resolver, Wanted, containerd};
+use super::wire::{Daemon, Failed, Grpc, Http, Peer, converse};
+use super::{Candidate, Wanted, containerd};
 use crate::container::candidate::{ImageRef, Layers, SnapshotKey, State};
 use crate::container::config::{Config, Section};
-use crate::container::error::Error;
 use crate::container::places::Socket;
 use crate::container::vantage::Vantage;
 use crate::model::config::{History, Platform};
@@ -107,7 +106,15 @@ struct GraphDriver {
     data: Option<BTreeMap<String, String>>,
 }
 
-impl Docker {
+impl Daemon for Docker {
+    fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
     async fn ask(&self, peer: Peer, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Failed> {
         let mut http = Http::over(peer).await?;
         let listed: Vec<Listed> = http.get("/containers/json?all=1").await?.unwrap_or_default();
@@ -130,7 +137,7 @@ impl Docker {
     }
 
     /// The snapshot of a container whose layers docker does not name, at the containerd that has it.
-    fn at_containerd(&self, mut candidate: Candidate) -> Candidate {
+    fn completed(&self, mut candidate: Candidate) -> Candidate {
         let Some(mut snapshot) = candidate.snapshot.take() else { return candidate };
         for socket in &self.containerd {
             let found = converse(Runtime::Containerd, socket, async |peer| {
@@ -144,7 +151,9 @@ impl Docker {
         }
         candidate
     }
+}
 
+impl Docker {
     fn candidate(&self, told: Inspected, vantage: Vantage) -> Candidate {
         let state = match told.state.status.as_str() {
             "running" | "restarting" | "stopping" => State::Running,
@@ -218,23 +227,9 @@ impl From<Step> for History {
     }
 }
 
-impl Resolver for Docker {
-    fn runtime(&self) -> Runtime {
-        self.runtime
-    }
-
-    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
-        let found = converse(self.runtime, &self.socket, async |peer| self.ask(peer, wanted).await)?;
-        Ok(found.unwrap_or_default().into_iter().map(|one| self.at_containerd(one)).collect())
-    }
-
-    fn places(&self) -> Vec<String> {
-        vec![self.socket.path.display().to_string()]
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Resolver as _;
     use super::*;
 
     /// What docker 20.10 and podman 4.3 have answered; the parts that are not read here are left out.

@@ -14,12 +14,15 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
 
+use super::{Candidate, Resolver, Wanted};
 use crate::container::error::Error;
 use crate::container::places::Socket;
 use crate::container::vantage::Vantage;
@@ -31,6 +34,39 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
 /// The most of one answer that is read: tens of thousands of containers.
 const LARGEST: usize = 64 << 20;
+
+/// A runtime that is asked over its socket.
+pub(super) trait Daemon: Send + Sync {
+    /// Whose.
+    fn runtime(&self) -> Runtime;
+
+    /// Where it listens.
+    fn socket(&self) -> &Socket;
+
+    /// The containers that are wanted of it.
+    async fn ask(&self, peer: Peer, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Failed>;
+
+    /// What it says of a container, with what others know who are asked when the conversation is over.
+    fn completed(&self, said: Candidate) -> Candidate {
+        said
+    }
+}
+
+impl<D: Daemon> Resolver for D {
+    fn runtime(&self) -> Runtime {
+        Daemon::runtime(self)
+    }
+
+    fn find(&self, wanted: Wanted<'_>) -> Result<Vec<Candidate>, Error> {
+        let talk = async |peer| self.ask(peer, wanted).await;
+        let found = converse(Daemon::runtime(self), self.socket(), talk)?;
+        Ok(found.unwrap_or_default().into_iter().map(|said| self.completed(said)).collect())
+    }
+
+    fn places(&self) -> Vec<String> {
+        vec![self.socket().path.display().to_string()]
+    }
+}
 
 /// A daemon that somebody listens for.
 pub(super) struct Peer {
@@ -171,13 +207,27 @@ impl Grpc {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        self.client.ready().await.map_err(failed)?;
-        let path = hyper::http::uri::PathAndQuery::from_static(method);
-        let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        match self.client.unary(request(namespace, question)?, path, codec).await {
+        let (request, path, codec) = self.begin(method, namespace, question).await?;
+        match self.client.unary(request, path, codec).await {
             Ok(answer) => Ok(Some(answer.into_inner())),
             Err(status) => nothing_or_failed(method, &status),
         }
+    }
+
+    /// What every call begins with: a connection that takes one, and the question in its form.
+    async fn begin<Q, A>(
+        &mut self,
+        method: &'static str,
+        namespace: Option<&str>,
+        question: Q,
+    ) -> Result<(tonic::Request<Q>, PathAndQuery, ProstCodec<Q, A>), Failed> {
+        self.client.ready().await.map_err(failed)?;
+        let mut request = tonic::Request::new(question);
+        if let Some(namespace) = namespace {
+            let value: MetadataValue<Ascii> = namespace.parse().map_err(failed)?;
+            request.metadata_mut().insert("containerd-namespace", value);
+        }
+        Ok((request, PathAndQuery::from_static(method), ProstCodec::default()))
     }
 
     /// The same of a method that answers in pieces; `size` says how large one is, and they are read as far as one answer may go.
@@ -192,11 +242,8 @@ impl Grpc {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        self.client.ready().await.map_err(failed)?;
-        let path = hyper::http::uri::PathAndQuery::from_static(method);
-        let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        let mut answer = match self.client.server_streaming(request(namespace, question)?, path, codec).await
-        {
+        let (request, path, codec) = self.begin(method, namespace, question).await?;
+        let mut answer = match self.client.server_streaming(request, path, codec).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => return nothing_or_failed(method, &status),
         };
@@ -215,15 +262,6 @@ impl Grpc {
             }
         }
     }
-}
-
-fn request<Q>(namespace: Option<&str>, question: Q) -> Result<tonic::Request<Q>, Failed> {
-    let mut request = tonic::Request::new(question);
-    if let Some(namespace) = namespace {
-        let value: MetadataValue<Ascii> = namespace.parse().map_err(failed)?;
-        request.metadata_mut().insert("containerd-namespace", value);
-    }
-    Ok(request)
 }
 
 /// A service that the daemon was configured not to have is no answer, but no failure either.
