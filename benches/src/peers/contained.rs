@@ -11,7 +11,33 @@ use snapshot_engine::model::nanos::Nanos;
 
 use super::limited::{self, Guard, LIMIT};
 use super::room::{Room, shown, succeeded};
-use super::{Layer, Running, Took, group, image};
+use super::{Layer, Peer, Running, Took, group, image};
+
+/// A peer that lives in a room.
+pub(super) struct Hosted {
+    pub(super) name: &'static str,
+    pub(super) version: String,
+    pub(super) room: Arc<Room>,
+    /// Starts a container in the room.
+    pub(super) container: Start,
+}
+
+type Start = fn(&Arc<Room>, &Layer) -> Result<Box<dyn Running>>;
+
+impl Peer for Hosted {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn start(&self, layer: &Layer) -> Result<Box<dyn Running>> {
+        layer.check()?;
+        (self.container)(&self.room, layer)
+    }
+}
 
 /// Words of a command.
 pub(super) type Words = Vec<String>;
@@ -139,7 +165,6 @@ impl DockerLike {
     /// # Errors
     /// When it does not start, or cannot be filled.
     pub(super) fn start(self, room: &Arc<Room>, layer: &Layer) -> Result<Box<dyn Running>> {
-        layer.check()?;
         let DockerLike { program, remove, commit, names } = self;
         let (name, cgroup) = room.next();
         let mut run = room.command(program);

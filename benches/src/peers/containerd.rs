@@ -5,16 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use super::contained::{Contained, Operation, Remove, words};
+use super::contained::{Contained, Hosted, Operation, Remove, words};
 use super::room::Room;
 use super::{Layer, Peer, Running, image, need, version_in};
 
 pub(super) const NAME: &str = "containerd";
-
-struct Containerd {
-    room: Arc<Room>,
-    version: String,
-}
 
 pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     need(&["containerd", "ctr", "runc"])?;
@@ -33,55 +28,43 @@ pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     let archive = image::archive(room.dir())?;
     room.run(room.command("ctr").args(["images", "import"]).arg(archive))?;
     let version = version_in(&room.run(room.command("containerd").arg("--version"))?);
-    Ok(Box::new(Containerd { room, version }))
+    Ok(Box::new(Hosted { name: NAME, version, room, container }))
 }
 
-impl Peer for Containerd {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn version(&self) -> &str {
-        &self.version
-    }
-
-    fn start(&self, layer: &Layer) -> Result<Box<dyn Running>> {
-        layer.check()?;
-        let room = &self.room;
-        let (name, cgroup) = room.next();
-        let mut run = room.command("ctr");
-        // It would ask for a weight, for which a version 2 hierarchy without controllers has no file.
-        run.args(["run", "--detach", "--null-io", "--cpu-shares", "0"]);
-        run.arg("--cgroup").arg(format!("/{cgroup}/{name}"));
-        run.arg(image::NAME).arg(&name).args(layer.command());
-        // What is deleted stays on disk until the next collection of garbage, which the end of a lease can be made to wait for.
-        let collect = [
-            words(&format!("ctr leases create --id {name}")),
-            words(&format!("ctr leases delete --sync {name}")),
-        ];
-        let mut commands = vec![
-            words(&format!("ctr tasks delete --force {name}")),
-            words(&format!("ctr containers delete {name}")),
-        ];
-        commands.extend(collect.clone());
-        let remove = Remove { room: Arc::clone(room), cgroup, commands };
-        room.run(&mut run).context("starting a container")?;
-        let stopped = |operation, middle: Option<String>| {
-            let mut steps = vec![("pause", words(&format!("ctr tasks pause {name}")))];
-            steps.extend(middle.map(|line| ("diff", words(&line))));
-            steps.push(("resume", words(&format!("ctr tasks resume {name}"))));
-            let after = if steps.len() > 2 { collect.to_vec() } else { Vec::new() };
-            Operation { name: operation, steps, after }
-        };
-        let plain = "application/vnd.oci.image.layer.v1.tar";
-        let operations = vec![
-            stopped("ctr pause; diff; resume", Some(format!("ctr snapshots diff {name}"))),
-            stopped(
-                "ctr pause; diff (tar); resume",
-                Some(format!("ctr snapshots diff --media-type {plain} {name}")),
-            ),
-            stopped("ctr pause; resume", None),
-        ];
-        Ok(Box::new(Contained::arrive(remove, layer, operations)?))
-    }
+fn container(room: &Arc<Room>, layer: &Layer) -> Result<Box<dyn Running>> {
+    let (name, cgroup) = room.next();
+    let mut run = room.command("ctr");
+    // It would ask for a weight, for which a version 2 hierarchy without controllers has no file.
+    run.args(["run", "--detach", "--null-io", "--cpu-shares", "0"]);
+    run.arg("--cgroup").arg(format!("/{cgroup}/{name}"));
+    run.arg(image::NAME).arg(&name).args(layer.command());
+    // What is deleted stays on disk until the next collection of garbage, which the end of a lease can be made to wait for.
+    let collect = [
+        words(&format!("ctr leases create --id {name}")),
+        words(&format!("ctr leases delete --sync {name}")),
+    ];
+    let mut commands = vec![
+        words(&format!("ctr tasks delete --force {name}")),
+        words(&format!("ctr containers delete {name}")),
+    ];
+    commands.extend(collect.clone());
+    let remove = Remove { room: Arc::clone(room), cgroup, commands };
+    room.run(&mut run).context("starting a container")?;
+    let stopped = |operation, middle: Option<String>| {
+        let mut steps = vec![("pause", words(&format!("ctr tasks pause {name}")))];
+        steps.extend(middle.map(|line| ("diff", words(&line))));
+        steps.push(("resume", words(&format!("ctr tasks resume {name}"))));
+        let after = if steps.len() > 2 { collect.to_vec() } else { Vec::new() };
+        Operation { name: operation, steps, after }
+    };
+    let plain = "application/vnd.oci.image.layer.v1.tar";
+    let operations = vec![
+        stopped("ctr pause; diff; resume", Some(format!("ctr snapshots diff {name}"))),
+        stopped(
+            "ctr pause; diff (tar); resume",
+            Some(format!("ctr snapshots diff --media-type {plain} {name}")),
+        ),
+        stopped("ctr pause; resume", None),
+    ];
+    Ok(Box::new(Contained::arrive(remove, layer, operations)?))
 }

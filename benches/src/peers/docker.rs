@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::contained::DockerLike;
+use super::contained::{DockerLike, Hosted};
 use super::room::Room;
 use super::{Layer, Peer, Running, image, need};
 
@@ -22,11 +22,6 @@ const DAEMON: [&str; 7] = [
     "--data-root",
 ];
 
-struct Docker {
-    room: Arc<Room>,
-    version: String,
-}
-
 pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     need(&["dockerd", "docker", "containerd", "runc"])?;
     let room = Arc::new(Room::open(place, NAME)?);
@@ -40,25 +35,15 @@ pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     })?;
     room.run(room.command("docker").args(["load", "--input"]).arg(image::archive(room.dir())?))?;
     let version = room.run(room.command("docker").args(["version", "--format", "{{.Server.Version}}"]))?;
-    Ok(Box::new(Docker { room, version }))
+    Ok(Box::new(Hosted { name: NAME, version, room, container }))
 }
 
-impl Peer for Docker {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn version(&self) -> &str {
-        &self.version
-    }
-
-    fn start(&self, layer: &Layer) -> Result<Box<dyn Running>> {
-        let like = DockerLike {
-            program: "docker",
-            remove: "--force",
-            commit: "",
-            names: ["docker commit", "docker pause; unpause"],
-        };
-        like.start(&self.room, layer)
-    }
+fn container(room: &Arc<Room>, layer: &Layer) -> Result<Box<dyn Running>> {
+    let like = DockerLike {
+        program: "docker",
+        remove: "--force",
+        commit: "",
+        names: ["docker commit", "docker pause; unpause"],
+    };
+    like.start(room, layer)
 }

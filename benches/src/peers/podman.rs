@@ -7,16 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
 
-use super::contained::DockerLike;
+use super::contained::{DockerLike, Hosted};
 use super::room::Room;
 use super::{Layer, Peer, Running, image, need, version_in};
 
 pub(super) const NAME: &str = "podman";
-
-struct Podman {
-    room: Arc<Room>,
-    version: String,
-}
 
 pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     need(&["podman", "conmon", "runc"])?;
@@ -34,7 +29,7 @@ pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     let archive = image::archive(room.dir())?;
     room.run(room.command("podman").args(["load", "--quiet", "--input"]).arg(archive))?;
     let version = version_in(&room.run(room.command("podman").arg("--version"))?);
-    Ok(Box::new(Podman { room, version }))
+    Ok(Box::new(Hosted { name: NAME, version, room, container }))
 }
 
 fn storage(dir: &str) -> String {
@@ -58,22 +53,12 @@ fn containers() -> String {
     )
 }
 
-impl Peer for Podman {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn version(&self) -> &str {
-        &self.version
-    }
-
-    fn start(&self, layer: &Layer) -> Result<Box<dyn Running>> {
-        let like = DockerLike {
-            program: "podman",
-            remove: "--force --time 0",
-            commit: "--quiet --pause ",
-            names: ["podman commit", "podman pause; unpause"],
-        };
-        like.start(&self.room, layer)
-    }
+fn container(room: &Arc<Room>, layer: &Layer) -> Result<Box<dyn Running>> {
+    let like = DockerLike {
+        program: "podman",
+        remove: "--force --time 0",
+        commit: "--quiet --pause ",
+        names: ["podman commit", "podman pause; unpause"],
+    };
+    like.start(room, layer)
 }

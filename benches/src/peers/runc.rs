@@ -10,23 +10,18 @@ use anyhow::{Context as _, Result};
 use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
-use super::contained::{Contained, Operation, Remove, words};
+use super::contained::{Contained, Hosted, Operation, Remove, words};
 use super::room::Room;
 use super::{Layer, Peer, Running, image, need, version_in};
 
 pub(super) const NAME: &str = "runc";
-
-struct Runc {
-    room: Arc<Room>,
-    version: String,
-}
 
 pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
     need(&["runc"])?;
     let room = Arc::new(Room::open(place, NAME)?);
     image::root(room.dir())?;
     let version = version_in(&room.run(room.command("runc").arg("--version"))?);
-    Ok(Box::new(Runc { room, version }))
+    Ok(Box::new(Hosted { name: NAME, version, room, container }))
 }
 
 /// What `runc spec` gives, with this command, cgroup, and a root that can be written.
@@ -43,53 +38,41 @@ fn bundle(room: &Room, dir: &Path, cgroup: &str, layer: &Layer) -> Result<()> {
     Ok(fs::write(&path, serde_json::to_vec(&config)?)?)
 }
 
-impl Peer for Runc {
-    fn name(&self) -> &'static str {
-        NAME
+fn container(room: &Arc<Room>, layer: &Layer) -> Result<Box<dyn Running>> {
+    let (name, cgroup) = room.next();
+    let dir = room.dir().join(&name);
+    for part in ["upper", "work", "merged"] {
+        fs::create_dir_all(dir.join(part))?;
     }
-
-    fn version(&self) -> &str {
-        &self.version
-    }
-
-    fn start(&self, layer: &Layer) -> Result<Box<dyn Running>> {
-        layer.check()?;
-        let room = &self.room;
-        let (name, cgroup) = room.next();
-        let dir = room.dir().join(&name);
-        for part in ["upper", "work", "merged"] {
-            fs::create_dir_all(dir.join(part))?;
-        }
-        let merged = dir.join("merged");
-        let commands = vec![
-            words(&format!("runc delete --force {name}")),
-            words(&format!("/bin/busybox umount -l {}", merged.display())),
-            words(&format!("/bin/busybox rm -rf {}", dir.display())),
-        ];
-        let remove = Remove { room: Arc::clone(room), cgroup: cgroup.clone(), commands };
-        let path = |part: &str| dir.join(part).display().to_string();
-        let lower = room.dir().join("root").display().to_string();
-        let options = format!("lowerdir={lower},upperdir={},workdir={}", path("upper"), path("work"));
-        let options = CString::new(options)?;
-        room.inside(|| {
-            Ok(rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str())?)
-        })
-        .context("mounting an overlay for runc")?;
-        bundle(room, &dir, &format!("{cgroup}/{name}"), layer)?;
-        // The container has runc's own output as its own: were that a pipe, we would wait for the container to close it.
-        let log = dir.join("runc.log");
-        let mut run = room.command("runc");
-        run.arg("--log").arg(&log).args(["run", "--detach", "--bundle"]).arg(&dir).arg(&name);
-        run.stdout(Stdio::null()).stderr(Stdio::null());
-        room.run(&mut run).with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-        let operations = vec![Operation {
-            name: "runc pause; resume",
-            steps: vec![
-                ("pause", words(&format!("runc pause {name}"))),
-                ("resume", words(&format!("runc resume {name}"))),
-            ],
-            after: Vec::new(),
-        }];
-        Ok(Box::new(Contained::arrive(remove, layer, operations)?))
-    }
+    let merged = dir.join("merged");
+    let commands = vec![
+        words(&format!("runc delete --force {name}")),
+        words(&format!("/bin/busybox umount -l {}", merged.display())),
+        words(&format!("/bin/busybox rm -rf {}", dir.display())),
+    ];
+    let remove = Remove { room: Arc::clone(room), cgroup: cgroup.clone(), commands };
+    let path = |part: &str| dir.join(part).display().to_string();
+    let lower = room.dir().join("root").display().to_string();
+    let options = format!("lowerdir={lower},upperdir={},workdir={}", path("upper"), path("work"));
+    let options = CString::new(options)?;
+    room.inside(|| {
+        Ok(rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str())?)
+    })
+    .context("mounting an overlay for runc")?;
+    bundle(room, &dir, &format!("{cgroup}/{name}"), layer)?;
+    // The container has runc's own output as its own: were that a pipe, we would wait for the container to close it.
+    let log = dir.join("runc.log");
+    let mut run = room.command("runc");
+    run.arg("--log").arg(&log).args(["run", "--detach", "--bundle"]).arg(&dir).arg(&name);
+    run.stdout(Stdio::null()).stderr(Stdio::null());
+    room.run(&mut run).with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+    let operations = vec![Operation {
+        name: "runc pause; resume",
+        steps: vec![
+            ("pause", words(&format!("runc pause {name}"))),
+            ("resume", words(&format!("runc resume {name}"))),
+        ],
+        after: Vec::new(),
+    }];
+    Ok(Box::new(Contained::arrive(remove, layer, operations)?))
 }

@@ -10,20 +10,15 @@ use snapshot_engine::container::{Found, Places, find};
 use snapshot_engine::model::reference::Runtime;
 use snapshot_tests::bench::eventually;
 
-use super::support::{House, IMAGE, skip};
+use super::support::{House, skip};
 
 #[test]
 fn podmans_service_and_its_storage_say_the_same() -> Result<()> {
     let Some(mut house) = House::open("podman")? else { return Ok(()) };
     house.line("/bin/busybox mkdir -p /run/podman")?;
     house.keep("podman system service --time 0 unix:///run/podman/podman.sock")?;
-    let parent = format!("--cgroup-parent={}", house.cgroup("web")?);
-    let words =
-        ["podman", "run", "--detach", "--network=none", "--name", "web", &parent, "--env", "A=b", IMAGE];
-    house.run(
-        &[&words[..], &["/bin/busybox", "sh", "-c", "echo x >/data/x; exec /bin/busybox sleep 1000"]]
-            .concat(),
-    )?;
+    let script = "echo x >/data/x; exec /bin/busybox sleep 1000";
+    house.docker_like("podman", "web", &["--env", "A=b"], script)?;
     let usual = house.places();
     let service = Places { storage: Vec::new(), runc: Vec::new(), crun: Vec::new(), ..usual.clone() };
     let storage = Places { podman: Vec::new(), runc: Vec::new(), crun: Vec::new(), ..usual };

@@ -23,18 +23,13 @@ struct Client {
     remove: &'static [&'static str],
 }
 
-/// The command line that docker and podman have in common.
-fn docker_like(house: &House, program: &str) -> Result<()> {
-    let parent = format!("--cgroup-parent={}", house.cgroup("web")?);
-    let words =
-        [program, "run", "--detach", "--network=none", "--name", "web", &parent, "--env", "LIFE=1", IMAGE];
-    house.run(&[&words[..], &["/bin/busybox", "sh", "-c", COUNTING]].concat()).map(drop)
-}
+/// What the engine is to find of the container's environment.
+const ENV: &[&str] = &["--env", "LIFE=1"];
 
 const DOCKER: Client = Client {
     peer: "docker",
     runtime: Runtime::Docker,
-    start: |house| docker_like(house, "docker"),
+    start: |house| house.docker_like("docker", "web", ENV, COUNTING).map(drop),
     pause: &["docker pause web"],
     resume: &["docker unpause web"],
     stop: &["docker kill web"],
@@ -45,7 +40,7 @@ const DOCKER: Client = Client {
 const PODMAN: Client = Client {
     peer: "podman",
     runtime: Runtime::Podman,
-    start: |house| docker_like(house, "podman"),
+    start: |house| house.docker_like("podman", "web", ENV, COUNTING).map(drop),
     pause: &["podman pause web"],
     resume: &["podman unpause web"],
     stop: &["podman stop --time 0 web"],
@@ -56,25 +51,7 @@ const PODMAN: Client = Client {
 const CONTAINERD: Client = Client {
     peer: "containerd",
     runtime: Runtime::Containerd,
-    start: |house| {
-        let cgroup = house.cgroup("web")?;
-        // It would ask for a weight, for which a version 2 hierarchy without controllers has no file.
-        let words = [
-            "ctr",
-            "run",
-            "--detach",
-            "--null-io",
-            "--cpu-shares",
-            "0",
-            "--cgroup",
-            &cgroup,
-            "--env",
-            "LIFE=1",
-            IMAGE,
-            "web",
-        ];
-        house.run(&[&words[..], &["/bin/busybox", "sh", "-c", COUNTING]].concat()).map(drop)
-    },
+    start: |house| house.ctr("web", ENV, COUNTING).map(drop),
     pause: &["ctr tasks pause web"],
     resume: &["ctr tasks resume web"],
     stop: &["ctr tasks delete --force web"],

@@ -15,20 +15,7 @@ use super::support::{COUNTING, House, IMAGE};
 const SLEEP: &str = "exec /bin/busybox sleep 1000";
 
 fn docker(house: &House, name: &str, script: &str) -> Result<String> {
-    let parent = format!("--cgroup-parent={}", house.cgroup(name)?);
-    let words = [
-        "docker",
-        "run",
-        "--detach",
-        "--network=none",
-        "--name",
-        name,
-        &parent,
-        "--label",
-        "team=blue",
-        IMAGE,
-    ];
-    house.run(&[&words[..], &["/bin/busybox", "sh", "-c", script]].concat())
+    house.docker_like("docker", name, &["--label", "team=blue"], script)
 }
 
 /// The row of a container in a listing.
@@ -93,20 +80,7 @@ fn ps_says_what_a_snapshot_of_each_docker_container_would_be_like() -> Result<()
 #[test]
 fn ps_gives_the_reason_where_there_is_no_overlay() -> Result<()> {
     let Some(house) = House::open("containerd")? else { return Ok(()) };
-    let cgroup = house.cgroup("odd")?;
-    let words = [
-        "ctr",
-        "run",
-        "--detach",
-        "--null-io",
-        "--cpu-shares",
-        "0",
-        "--snapshotter",
-        "native",
-        "--cgroup",
-        &cgroup,
-    ];
-    house.run(&[&words[..], &[IMAGE, "odd", "/bin/busybox", "sleep", "1000"]].concat())?;
+    house.ctr("odd", &["--snapshotter", "native"], SLEEP)?;
     let listing = house.engine(&["ps", "--output", "json"])?.must_succeed()?.json()?;
     let odd = row(&listing, "odd")?;
     ensure!(odd["gate"].is_null(), "{odd:#}");

@@ -118,6 +118,27 @@ impl House {
         Ok(format!("/{top}/{name}"))
     }
 
+    /// Starts a container named `name` by the command line that docker and podman have in common, with more options. What it prints: the id.
+    pub(crate) fn docker_like(
+        &self,
+        program: &str,
+        name: &str,
+        options: &[&str],
+        script: &str,
+    ) -> Result<String> {
+        let parent = format!("--cgroup-parent={}", self.cgroup(name)?);
+        let run = [program, "run", "--detach", "--network=none", "--name", name, &parent];
+        self.run(&[&run[..], options, &[IMAGE, "/bin/busybox", "sh", "-c", script]].concat())
+    }
+
+    /// The same by `ctr`.
+    pub(crate) fn ctr(&self, name: &str, options: &[&str], script: &str) -> Result<String> {
+        let cgroup = self.cgroup(name)?;
+        // It would ask for a weight, for which a version 2 hierarchy without controllers has no file.
+        let run = ["ctr", "run", "--detach", "--null-io", "--cpu-shares", "0", "--cgroup", &cgroup];
+        self.run(&[&run[..], options, &[IMAGE, name, "/bin/busybox", "sh", "-c", script]].concat())
+    }
+
     /// The init of the first container.
     pub(crate) fn init(&self) -> Pid {
         self.container.target().init

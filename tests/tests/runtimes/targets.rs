@@ -112,19 +112,8 @@ fn docker_takes_an_image_with_layers_of_every_compression_and_runs_it() -> Resul
 #[test]
 fn docker_runs_what_was_committed_to_it() -> Result<()> {
     let Some(house) = House::open("docker")? else { return Ok(()) };
-    let origin = format!("--cgroup-parent={}", house.cgroup("origin")?);
     let script = "echo kept >/kept; exec /bin/busybox sleep 600";
-    let run = [
-        "docker",
-        "run",
-        "--detach",
-        "--name=origin",
-        "--network=none",
-        "--env=A=b",
-        "--label=tier=test",
-        &origin,
-    ];
-    house.run(&[&run[..], &[IMAGE, "/bin/busybox", "sh", "-c", script]].concat())?;
+    house.docker_like("docker", "origin", &["--env=A=b", "--label=tier=test"], script)?;
     let work = house.place.0.join("work");
     std::fs::create_dir_all(&work)?;
     let work = work.display().to_string();
