@@ -4,31 +4,26 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Result, ensure};
-use snapshot_engine::image::archive;
 use snapshot_engine::image::build::{Image, Request};
 use snapshot_engine::image::compare::compare;
 use snapshot_engine::image::config::ImageConfig;
 use snapshot_engine::image::oci::OciTarget;
+use snapshot_engine::image::{Task, archive};
 use snapshot_engine::model::base::KnownImage;
 use snapshot_engine::model::format::{Format, FsVersion, LayerCompression};
 use snapshot_engine::model::globs::PathGlobs;
 use snapshot_engine::model::ids::Ids;
 use snapshot_engine::model::overlay::Namespaces;
 
-/// A tree to be an image of its own, called `name` in the layout in `dir`, which also has the cache.
+/// Layers to be an image called `name` in the layout in `dir`, which also has the cache; the top one of `lowers` first.
 #[must_use]
-pub fn request(dir: &Path, name: &str, format: Format, tree: &Path) -> Request {
-    Request {
-        parent: None,
-        dictionaries: Vec::new(),
-        incremental: None,
-        lowers: Vec::new(),
-        upper: tree.to_owned(),
+pub fn task(dir: &Path, name: &str, lowers: &[PathBuf], upper: &Path) -> Task {
+    Task {
+        lowers: lowers.to_vec(),
+        upper: upper.to_owned(),
         cache_dir: dir.join("cache"),
         work_dir: dir.join(format!("work-{name}")),
         target: OciTarget { dir: dir.join("layout"), tag: name.to_owned(), overwrite: false },
-        format,
-        prefetch: Vec::new(),
         namespaces: Namespaces::Trusted,
         ids: Ids::default(),
         without: PathGlobs::default(),
@@ -40,27 +35,29 @@ pub fn request(dir: &Path, name: &str, format: Format, tree: &Path) -> Request {
     }
 }
 
-/// Layers to be an image of plain tars, called `tag` in the layout in `dir`, which also has the cache; the top one of `lowers` first.
+/// A task to be a Nydus image.
 #[must_use]
-pub fn layers_request(dir: &Path, tag: &str, lowers: &[PathBuf], upper: &Path) -> archive::Request {
-    archive::Request {
-        base: None,
-        base_digest: None,
-        lowers: lowers.to_vec(),
-        upper: upper.to_owned(),
-        cache_dir: dir.join("cache"),
-        work_dir: dir.join(format!("work-{tag}")),
-        target: OciTarget { dir: dir.join("layout"), tag: tag.to_owned(), overwrite: false },
-        compression: LayerCompression::Gzip,
-        namespaces: Namespaces::Trusted,
-        ids: Ids::default(),
-        without: PathGlobs::default(),
-        workers: 0,
-        config: ImageConfig::default(),
-        created: SystemTime::UNIX_EPOCH,
-        sync: false,
-        resumed: false,
-    }
+pub fn nydus(task: Task, format: Format) -> Request {
+    let (dictionaries, prefetch) = (Vec::new(), Vec::new());
+    Request { task, parent: None, dictionaries, incremental: None, format, prefetch }
+}
+
+/// A task to be an image of plain layers.
+#[must_use]
+pub fn plain(task: Task) -> archive::Request {
+    archive::Request { task, base: None, base_digest: None, compression: LayerCompression::Gzip }
+}
+
+/// A tree to be a Nydus image of its own.
+#[must_use]
+pub fn request(dir: &Path, name: &str, format: Format, tree: &Path) -> Request {
+    nydus(task(dir, name, &[], tree), format)
+}
+
+/// Layers to be an image of plain layers.
+#[must_use]
+pub fn layers_request(dir: &Path, name: &str, lowers: &[PathBuf], upper: &Path) -> archive::Request {
+    plain(task(dir, name, lowers, upper))
 }
 
 /// Where the image's blobs are, in the order of its table.

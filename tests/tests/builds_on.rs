@@ -11,9 +11,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use snapshot_engine::demo::Seed;
 use snapshot_engine::image::Quiet;
-use snapshot_engine::image::build::{Request, build};
+use snapshot_engine::image::build::build;
 use snapshot_engine::model::format::{Compressor, Format};
-use snapshot_tests::building::request;
+use snapshot_tests::building::{nydus, task};
 use snapshot_tests::everything::make;
 use snapshot_tests::judges::{self, Verify, judge, serve};
 use snapshot_tests::made::{Made, lowers, path};
@@ -117,11 +117,9 @@ fn a_snapshot_on_a_parent_reads_only_the_containers_layer() -> Result<()> {
     for (turn, compressor) in [Compressor::None, Compressor::Lz4Block].into_iter().enumerate() {
         let empty = make(dir.path(), "empty")?;
         let format = Format { compressor, ..Format::default() };
-        let base = Request {
-            lowers: lowers(&demo).collect(),
-            ..request(dir.path(), &format!("base-{turn}"), format, &empty)
-        };
-        let parent = build(&base, &Quiet)?;
+        let lowers: Vec<_> = lowers(&demo).collect();
+        let base = task(dir.path(), &format!("base-{turn}"), &lowers, &empty);
+        let parent = build(&nydus(base, format), &Quiet)?;
         let work = make(dir.path(), &format!("work-of-{turn}"))?;
         let bootstrap = format!("bootstrap={}", parent.bootstrap.display());
         let args = [

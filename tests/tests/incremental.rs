@@ -435,8 +435,8 @@ fn a_try_that_was_killed_is_repeated_with_the_same_bytes() -> Result<()> {
             earlier: bench.at(first, "memory"),
             memory: bench.at(second, "memory"),
         };
-        let request =
-            Request { incremental: Some(incremental), resumed: true, ..bench.request(second, "again") };
+        let mut request = Request { incremental: Some(incremental), ..bench.request(second, "again") };
+        request.task.resumed = true;
         Ok(build(&request, &Quiet)?.manifest.0)
     };
     let done = again(&bench)?;

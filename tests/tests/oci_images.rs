@@ -14,12 +14,12 @@ use snapshot_engine::image::archive::{self, Image, Request};
 use snapshot_engine::image::build;
 use snapshot_engine::image::mount::mount as mount_image;
 use snapshot_engine::image::oci::OciTarget;
-use snapshot_engine::image::{ImageError, Quiet};
+use snapshot_engine::image::{ImageError, Quiet, Task};
 use snapshot_engine::model::base::LayoutImage;
 use snapshot_engine::model::format::{Compressor, Format, LayerCompression, ZstdLevel};
 use snapshot_engine::model::globs::PathGlobs;
 use snapshot_engine::model::ids::{IdMap, Ids};
-use snapshot_tests::building::{self, layers_request as request};
+use snapshot_tests::building::{layers_request as request, nydus, plain, task};
 use snapshot_tests::everything::{everything, make, node, noise, xattr};
 use snapshot_tests::layered::{FOLLOW, REDIRECT, layers};
 use snapshot_tests::root_or_skip;
@@ -30,7 +30,7 @@ const ALL: [LayerCompression; 3] =
 
 fn made(request: &Request) -> Result<(Image, OciImage)> {
     let image = archive::build(request, &Quiet)?;
-    let read = OciImage::read(&request.target.dir, &request.target.tag)?;
+    let read = OciImage::read(&request.task.target.dir, &request.task.target.tag)?;
     ensure!(read.layers.len() == image.layers.len());
     Ok((image, read))
 }
@@ -75,12 +75,12 @@ fn the_layers_show_what_the_overlay_shows() -> Result<()> {
         let (again, _) = made(&request(dir, "two", &layers.lowers, &layers.upper))?;
         ensure!(again.cached_lowers == 2 && again.manifest == image.manifest, "{again:?}");
         // Another number of workers: the same bytes.
-        let single = Request {
+        let single = Task {
             workers: 1,
             cache_dir: dir.join("other-cache"),
-            ..request(dir, "three", &layers.lowers, &layers.upper)
+            ..task(dir, "three", &layers.lowers, &layers.upper)
         };
-        ensure!(made(&single)?.0.manifest == image.manifest);
+        ensure!(made(&plain(single))?.0.manifest == image.manifest);
     }
     Ok(())
 }
@@ -129,15 +129,12 @@ fn the_bases_layers_are_referred_to() -> Result<()> {
     // Neither read nor written again: the cache stays where it is.
     for (tag, digest) in [("by-manifest", base.manifest.0.clone()), ("by-config", by_config)] {
         let cache_dir = dir.join(format!("cache-{tag}"));
-        let request = Request {
-            base_digest: Some(digest),
-            cache_dir,
-            ..request(dir, tag, &layers.lowers, &layers.upper)
-        };
+        let task = Task { cache_dir, ..task(dir, tag, &layers.lowers, &layers.upper) };
+        let request = Request { base_digest: Some(digest), ..plain(task) };
         let (image, read) = made(&request)?;
         ensure!((image.of_base, read.layers.len()) == (2, 3), "{image:?}");
         ensure!(image.layers[..2] == base.layers[..], "{image:?}");
-        ensure!(fs::read_dir(request.cache_dir.join("blobs"))?.count() == 0);
+        ensure!(fs::read_dir(request.task.cache_dir.join("blobs"))?.count() == 0);
         read.unpack(&dir.join(tag))?;
         must_be_equal(&reference.0, &dir.join(tag), 3100, &[])?;
     }
@@ -148,8 +145,8 @@ fn the_bases_layers_are_referred_to() -> Result<()> {
     let mut lowers = vec![runtimes_own];
     lowers.extend(layers.lowers.iter().cloned());
     let target = OciTarget { dir: dir.join("other"), tag: "t".to_owned(), overwrite: false };
-    let request_named =
-        Request { base: Some(named.clone()), target, ..request(dir, "named", &lowers, &layers.upper) };
+    let elsewhere = Task { target, ..task(dir, "named", &lowers, &layers.upper) };
+    let request_named = Request { base: Some(named.clone()), ..plain(elsewhere) };
     let (image, read) = made(&request_named)?;
     ensure!((image.of_base, read.layers.len()) == (2, 4), "{image:?}");
     read.unpack(&dir.join("named"))?;
@@ -187,7 +184,7 @@ fn owners_are_those_that_the_container_sees() -> Result<()> {
     std::os::unix::fs::chown(&upper, Some(100_000), Some(100_000))?;
     let map = IdMap::parse("0 100000 65536").context("a map")?;
     let ids = Ids { users: map.clone(), groups: map };
-    let (_, read) = made(&Request { ids, ..request(dir.path(), "v1", &[lower], &upper) })?;
+    let (_, read) = made(&plain(Task { ids, ..task(dir.path(), "v1", &[lower], &upper) }))?;
     let at = dir.path().join("at");
     read.unpack(&at)?;
     let owner = |name: &str| fs::metadata(at.join(name)).map(|m| (m.uid(), m.gid()));
@@ -287,21 +284,15 @@ fn paths_are_left_out() -> Result<()> {
         }
         Ok(())
     };
-    let (_, read) = made(&Request {
-        without: without.clone(),
-        ..request(dir.path(), "v1", std::slice::from_ref(&lower), &upper)
-    })?;
+    let lowers = [lower];
+    let own = |name| Task { without: without.clone(), ..task(dir.path(), name, &lowers, &upper) };
+    let (_, read) = made(&plain(own("v1")))?;
     let names = read.paths()?.pop().context("a layer")?;
     ensure!(!names.iter().any(|name| name.as_encoded_bytes().starts_with(b"etc")), "{names:?}");
     read.unpack(&dir.path().join("oci"))?;
     check(&dir.path().join("oci"))?;
     let format = Format { compressor: Compressor::None, ..Format::default() };
-    let nydus = build::Request {
-        without,
-        lowers: vec![lower],
-        ..building::request(dir.path(), "v2", format, &upper)
-    };
-    let image = build::build(&nydus, &Quiet)?;
+    let image = build::build(&nydus(own("v2"), format), &Quiet)?;
     let mounted = mount_image(&image, &make(dir.path(), "erofs")?)?;
     check(mounted.path())
 }

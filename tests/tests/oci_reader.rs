@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use snapshot_engine::image::archive::{self, Request};
 use snapshot_engine::image::mount::mount_files;
-use snapshot_engine::image::{Quiet, build};
+use snapshot_engine::image::{Quiet, Task, build};
 use snapshot_engine::model::chunk::{ChunkSize, Format};
 use snapshot_engine::model::format::{LayerCompression, ZstdLevel};
-use snapshot_tests::building::{layers_request, request};
+use snapshot_tests::building::{layers_request, plain, request, task};
 use snapshot_tests::engine::engine;
 use snapshot_tests::everything::{everything, make, noise};
 use snapshot_tests::layered::layers;
@@ -53,8 +53,8 @@ fn our_layers_show_what_the_overlay_shows() -> Result<()> {
     for (n, compression) in ALL.into_iter().enumerate() {
         let tag = format!("v{n}");
         let cache_dir = dir.join(format!("cache-{n}"));
-        let request =
-            Request { compression, cache_dir, ..layers_request(dir, &tag, &layers.lowers, &layers.upper) };
+        let task = Task { cache_dir, ..task(dir, &tag, &layers.lowers, &layers.upper) };
+        let request = Request { compression, ..plain(task) };
         archive::build(&request, &Quiet)?;
         let name = format!("{}:{tag}", dir.join("layout").display());
         let (report, code) = answer("check", &[&name])?;

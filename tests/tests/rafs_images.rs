@@ -14,7 +14,7 @@ use snapshot_engine::image::mount::mount as mount_image;
 use snapshot_engine::image::{ImageError, Quiet};
 use snapshot_engine::model::base::KnownImage;
 use snapshot_engine::model::format::{BlobLayout, Compressor, Format, FsVersion};
-use snapshot_tests::building::{blobs, known, must_be_equal, request};
+use snapshot_tests::building::{blobs, known, must_be_equal, nydus, request, task};
 use snapshot_tests::everything::{Mount, everything, make, mtime, node, noise, xattr};
 use snapshot_tests::judges::{Verify, judge, serve};
 
@@ -158,13 +158,13 @@ fn a_parent_s_unused_blobs_are_dropped() -> Result<()> {
     xattr(&upper.join("opaque"), "trusted.overlay.opaque", b"y")?;
     xattr(&upper, "trusted.overlay.impure", b"y")?;
     let format = Format { compressor: Compressor::None, ..Format::default() };
-    let image = |name: &str, parent: Option<KnownImage>, lowers: Vec<PathBuf>, upper: &Path| {
-        build(&Request { parent, lowers, ..request(dir.path(), name, format, upper) }, &Quiet)
+    let image = |name: &str, parent: Option<KnownImage>, lowers: &[PathBuf], upper: &Path| {
+        build(&Request { parent, ..nydus(task(dir.path(), name, lowers, upper), format) }, &Quiet)
     };
-    let parent = image("parent", None, vec![low], &high)?;
+    let parent = image("parent", None, &[low], &high)?;
     ensure!(parent.blobs.len() == 2);
     let known = known(&parent);
-    let child = image("child", Some(known.clone()), Vec::new(), &upper)?;
+    let child = image("child", Some(known.clone()), &[], &upper)?;
     ensure!(child.blobs.len() == 1 && parent.blobs.contains(&child.blobs[0]), "{:?}", child.blobs);
     ensure!(child.stored_bytes == 0, "nothing is new");
     let mounted = mount_image(&child, &make(dir.path(), "at")?)?;
@@ -182,7 +182,7 @@ fn a_parent_s_unused_blobs_are_dropped() -> Result<()> {
     }
     fs::remove_dir_all(dir.path().join("cache"))?;
     fs::remove_dir_all(dir.path().join("work-parent/blobs"))?;
-    let error = image("orphan", Some(known), Vec::new(), &upper).err().context("its blob is gone")?;
+    let error = image("orphan", Some(known), &[], &upper).err().context("its blob is gone")?;
     ensure!(matches!(error, ImageError::NoBlob { .. }), "{error}");
     Ok(())
 }

@@ -6,11 +6,11 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use snapshot_engine::image::build::{Image, Request, build};
+use snapshot_engine::image::build::{Image, build};
 use snapshot_engine::image::mount::mount as mount_image;
 use snapshot_engine::image::{ImageError, Quiet};
 use snapshot_engine::model::chunk::{ChunkSize, Compressor, Digester, Format, FsVersion};
-use snapshot_tests::building::{blobs, must_be_equal, request};
+use snapshot_tests::building::{blobs, must_be_equal, nydus, task};
 use snapshot_tests::everything::make;
 use snapshot_tests::judges::{Verify, check, judge, serve};
 use snapshot_tests::layered::{FOLLOW, Layers, REDIRECT, layers};
@@ -20,9 +20,8 @@ fn compressors() -> [Compressor; 4] {
 }
 
 fn built(layers: &Layers, format: Format, tag: &str) -> Result<Image> {
-    let lowers = layers.lowers.clone();
-    let request = Request { lowers, ..request(layers.dir.path(), tag, format, &layers.upper) };
-    Ok(build(&request, &Quiet)?)
+    let task = task(layers.dir.path(), tag, &layers.lowers, &layers.upper);
+    Ok(build(&nydus(task, format), &Quiet)?)
 }
 
 /// The least there is in the merged tree.

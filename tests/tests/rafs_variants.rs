@@ -173,8 +173,9 @@ impl Scene {
         let before = || build(request(&format!("{name}-before"), &self.base)).map(|image| known(&image));
         Ok(match built {
             Built::Whole => {
-                let lowers = vec![self.base.clone()];
-                (build(Request { lowers, ..request(&name, &self.upper) })?, &self.merged.0)
+                let mut request = request(&name, &self.upper);
+                request.task.lowers = vec![self.base.clone()];
+                (build(request)?, &self.merged.0)
             }
             Built::Dictionary => {
                 let dictionaries = vec![before()?];

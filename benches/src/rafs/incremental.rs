@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use snapshot_engine::capture::{Shadow, ShadowOptions};
@@ -50,7 +50,7 @@ fn to_build(frozen: &Path, out: &Path, compressor: &str, earlier: Option<&Path>)
         earlier: earlier.join("memory"),
         memory: out.join("memory"),
     });
-    Ok(Request { incremental, created: SystemTime::UNIX_EPOCH, ..request(out, "bench", format, frozen) })
+    Ok(Request { incremental, ..request(out, "bench", format, frozen) })
 }
 
 /// Builds; called in a process of its own.

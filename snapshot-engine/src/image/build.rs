@@ -2,65 +2,37 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::model::base::KnownImage;
 use crate::model::chunk::Format;
-use crate::model::globs::PathGlobs;
-use crate::model::ids::Ids;
-use crate::model::overlay::Namespaces;
 use crate::model::tree::{NodeId, Tree};
 use crate::rafs;
 
 use super::cache::Cache;
-use super::config::{Base, ImageConfig};
+use super::config::Base;
 use super::earlier::Incremental;
 use super::known::{self, Known};
 use super::layer::{self, Options};
-use super::oci::{self, ManifestDigest, OciTarget};
+use super::oci::{self, ManifestDigest};
 use super::stack::Stack;
-use super::{ImageBlob, ImageError, Progress, nydus, remove_scraps, write_atomically};
+use super::{ImageBlob, ImageError, Progress, Task, nydus, remove_scraps, write_atomically};
 
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// What of, and where.
+    pub task: Task,
     /// An image that all layers lie on.
     pub parent: Option<KnownImage>,
     /// Images whose chunks need not be stored again.
     pub dictionaries: Vec<KnownImage>,
     /// Where the files of an earlier snapshot's image are known that need not be read again; `None`: all are read.
     pub incremental: Option<Incremental>,
-    /// Lower directories, the top one first, as in overlayfs' `lowerdir=`.
-    pub lowers: Vec<PathBuf>,
-    /// The frozen upperdir.
-    pub upper: PathBuf,
-    /// Where converted lowers are kept.
-    pub cache_dir: PathBuf,
-    /// Where the upper's blob and the bootstrap go: on the target's file system, blobs are linked, not copied.
-    pub work_dir: PathBuf,
-    /// Where the image goes.
-    pub target: OciTarget,
     /// Version, compression, digest, chunk size, what blobs have besides chunks.
     pub format: Format,
     /// Paths in the image that are to be fetched first when it is mounted. What is not there is left out.
     pub prefetch: Vec<PathBuf>,
-    /// Which attributes are overlayfs' own: those of the container's mount.
-    pub namespaces: Namespaces,
-    /// How the container sees owners.
-    pub ids: Ids,
-    /// What is left out of the upper.
-    pub without: PathGlobs,
-    /// Worker threads; 0 for one per CPU.
-    pub workers: usize,
-    /// What the image's config says.
-    pub config: ImageConfig,
-    /// When the snapshot was cut.
-    pub created: SystemTime,
-    /// Whether all must survive a crash once this returns; `false` is for measurements and tests.
-    pub sync: bool,
-    /// Whether an earlier, interrupted call with the same request may have finished the image: finding that very image under the
-    /// tag is then success, and blobs of the target that are there already are read back.
-    pub resumed: bool,
 }
 
 /// How long each part took.
@@ -114,24 +86,21 @@ pub struct Image {
 /// # Errors
 /// Anything on the way; the target then has no image of that name, or still the old one. Converted lowers stay in the cache.
 pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageError> {
-    if !request.resumed {
-        oci::check(&request.target)?;
+    let task = &request.task;
+    if !task.resumed {
+        oci::check(&task.target)?;
     }
     let lower_format = Format { layout: request.format.layout.without_bootstrap(), ..request.format };
-    let options = Options {
-        format: lower_format,
-        namespaces: request.namespaces,
-        workers: request.workers,
-        sync: request.sync,
-    };
-    let blob_dir = request.work_dir.join("blobs");
+    let options =
+        Options { format: lower_format, namespaces: task.namespaces, workers: task.workers, sync: task.sync };
+    let blob_dir = task.work_dir.join("blobs");
     std::fs::create_dir_all(&blob_dir).map_err(ImageError::io("create", &blob_dir))?;
     // The snapshot is ours alone: what is half made here was left by a killed try.
     remove_scraps(&blob_dir).map_err(ImageError::io("tidy", &blob_dir))?;
-    let cache = Cache::open(&request.cache_dir)?;
+    let cache = Cache::open(&task.cache_dir)?;
     let mut timings = Timings::default();
     let mut stack = Stack::default();
-    let store = request.target.dir.join("blobs/sha256");
+    let store = task.target.dir.join("blobs/sha256");
 
     let start = Instant::now();
     let known = |image| known::load(image, request.format, &[&store, &cache.blobs()]);
@@ -139,10 +108,10 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
         stack.set_base(known(parent)?)?;
     }
     let mut cached_lowers = 0;
-    for lower in request.lowers.iter().rev() {
+    for lower in task.lowers.iter().rev() {
         progress.stage("lower");
         let mut cached = cache.layer(lower, options, progress)?;
-        cached.layer.tree = request.ids.seen(cached.layer.tree);
+        cached.layer.tree = task.ids.seen(cached.layer.tree);
         cached_lowers += usize::from(cached.hit);
         stack.add_lower(cached)?;
     }
@@ -152,7 +121,7 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
         let Known { blobs, paths, .. } = known(image)?;
         stack.add_blobs(blobs, paths)?;
     }
-    let settled = request.incremental.as_ref().and_then(|own| own.settled(&request.upper));
+    let settled = request.incremental.as_ref().and_then(|own| own.settled(&task.upper));
     let earlier = request
         .incremental
         .as_ref()
@@ -168,17 +137,16 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let own = stack.next()?;
     let known = std::mem::take(&mut stack.chunks);
     let options = Options { format: request.format, ..options };
-    let source =
-        layer::Source { dir: &request.upper, without: Some(&request.without), earlier: earlier.as_ref() };
+    let source = layer::Source { dir: &task.upper, without: Some(&task.without), earlier: earlier.as_ref() };
     let upper = layer::convert(source, &blob_dir, known, own, options, progress)?;
     let (deduplicated, content_bytes, taken_over_bytes) = (upper.saved, upper.content, upper.taken_over);
     let files = settled.as_ref().map(|settled| upper.chunks(|ino| settled.files.contains_key(&ino)));
-    stack.add_tree(request.ids.seen(upper.tree));
+    stack.add_tree(task.ids.seen(upper.tree));
     timings.upper = start.elapsed();
 
     let start = Instant::now();
     progress.stage("bootstrap");
-    let tree = stack.merge(request.namespaces)?;
+    let tree = stack.merge(task.namespaces)?;
     let prefetch = nodes(&tree, &request.prefetch);
     let mut stored_bytes = 0;
     if let Some(mut open) = upper.blob {
@@ -188,28 +156,28 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
             open.add_bootstrap(&inside.bytes)?;
             stack.blobs.pop();
         }
-        let (blob, path) = open.finish(request.sync)?;
+        let (blob, path) = open.finish(task.sync)?;
         stored_bytes = blob.file_size;
         stack.add_blob(blob, Some(path));
     }
     let boot = rafs::write(&tree, &stack.blobs, request.format, &prefetch)?;
-    let bootstrap = request.work_dir.join("image.boot");
-    write_atomically(&bootstrap, &boot.bytes, request.sync).map_err(ImageError::io("write", &bootstrap))?;
+    let bootstrap = task.work_dir.join("image.boot");
+    write_atomically(&bootstrap, &boot.bytes, task.sync).map_err(ImageError::io("write", &bootstrap))?;
     timings.bootstrap = start.elapsed();
 
     let start = Instant::now();
     progress.stage("image");
     let (layers, blobs) = stack.used(&boot.blobs, &store)?;
-    let care = oci::Care { sync: request.sync, verify: request.resumed };
+    let care = oci::Care { sync: task.sync, verify: task.resumed };
     let layers = nydus::layers(&boot.bytes, request.format.version, &layers)?;
     let content = oci::Content { layers: &layers, base: Base::Merged };
-    let manifest = oci::write(&request.target, content, &request.config, request.created, care)?;
+    let manifest = oci::write(&task.target, content, &task.config, task.created, care)?;
     if let (Some(own), Some(settled), Some(files)) = (&request.incremental, settled, files) {
         let used: Vec<_> = (boot.blobs.iter().zip(&blobs))
             .filter(|(index, _)| usize::from(index.0) >= first)
             .filter_map(|(index, at)| Some((stack.blobs.get(usize::from(index.0))?, at)))
             .collect();
-        own.remember(settled, request.format, &files, &stack.blobs, &used, request.sync);
+        own.remember(settled, request.format, &files, &stack.blobs, &used, task.sync);
     }
     timings.oci = start.elapsed();
     Ok(Image {

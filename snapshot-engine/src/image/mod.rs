@@ -22,7 +22,10 @@ pub mod nydus;
 pub mod oci;
 mod sealed;
 mod stack;
+mod task;
 mod walk;
+
+pub use task::Task;
 
 use std::io;
 use std::path::{Path, PathBuf};

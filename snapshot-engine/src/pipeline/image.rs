@@ -5,7 +5,7 @@
 //!   lowers ── WORK/layers ─────┴──┴─► oci:   WORK/snapshots/ID/image/blobs ───────────────┴─► the target's layout, or WORK/snapshots/ID/layout
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::progress::{Progress, Stage};
 use super::{Error, earlier};
 use crate::image::config::ImageConfig;
 use crate::image::oci::OciTarget;
-use crate::image::{self, ImageError, archive, build};
+use crate::image::{self, ImageError, Task, archive, build};
 use crate::model::change;
 use crate::model::config::Config;
 use crate::model::fault::{Class, Fault as _, class_of_io, remedy_of_io};
@@ -54,45 +54,44 @@ impl image::Progress for Passed<'_> {
 /// Builds the image of a recorded snapshot.
 pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
     let passed = Passed { to: progress, stage: Mutex::new(Stage::Chunk) };
-    let place = Place::of(record);
-    let config = config(record)?;
+    let task = task(record, config(record)?);
     let format = match record.options.format {
         ImageFormat::Auto if record.cut.target.nydus => ImageFormat::Nydus,
         format => format,
     };
     let made = match format {
-        ImageFormat::Nydus => nydus(record, place, config, &passed)?,
-        ImageFormat::Oci | ImageFormat::Auto => oci(record, place, config, &passed),
+        ImageFormat::Nydus => nydus(record, task, &passed)?,
+        ImageFormat::Oci | ImageFormat::Auto => oci(record, task, &passed),
     };
     made.map_err(|e| failed(passed.now(), e))
 }
 
-/// Where everything is and goes.
-struct Place {
-    snapshot: PathBuf,
-    upper: PathBuf,
-    cache_dir: PathBuf,
-    work_dir: PathBuf,
-    target: OciTarget,
-    namespaces: Namespaces,
+/// The snapshot's directory: the frozen upperdir is in it.
+fn directory(record: &Record) -> &Path {
+    record.cut.old_upper_dir.parent().unwrap_or(Path::new("/"))
 }
 
-impl Place {
-    fn of(record: &Record) -> Place {
-        let upper = record.cut.old_upper_dir.clone();
-        let snapshot = upper.parent().unwrap_or(Path::new("/")).to_owned();
-        let (dir, tag) = super::deliver::layout(record);
-        let userxattr = record.cut.target.userxattr;
-        Place {
-            upper,
-            // Beside the snapshots: WORK/snapshot-engine/layers.
-            cache_dir: snapshot.ancestors().nth(2).unwrap_or(&snapshot).join("layers"),
-            work_dir: snapshot.join("image"),
-            // A layout of our own holds nothing but what an earlier try has left.
-            target: OciTarget { dir, tag, overwrite: record.options.overwrite || !record.target.is_layout() },
-            namespaces: if userxattr { Namespaces::User } else { Namespaces::Trusted },
-            snapshot,
-        }
+fn task(record: &Record, config: ImageConfig) -> Task {
+    let snapshot = directory(record);
+    let (dir, tag) = super::deliver::layout(record);
+    let options = &record.options;
+    let facts = &record.cut.target;
+    Task {
+        lowers: facts.lowers.clone(),
+        upper: record.cut.old_upper_dir.clone(),
+        // Beside the snapshots: WORK/snapshot-engine/layers.
+        cache_dir: snapshot.ancestors().nth(2).unwrap_or(snapshot).join("layers"),
+        work_dir: snapshot.join("image"),
+        // A layout of our own holds nothing but what an earlier try has left.
+        target: OciTarget { dir, tag, overwrite: options.overwrite || !record.target.is_layout() },
+        namespaces: if facts.userxattr { Namespaces::User } else { Namespaces::Trusted },
+        ids: facts.ids.clone(),
+        without: PathGlobs::of(&options.without_paths),
+        workers: options.background_workers as usize,
+        config,
+        created: record.snapshot_id.time(),
+        sync: true,
+        resumed: record.image_attempts > 1,
     }
 }
 
@@ -104,32 +103,19 @@ fn stages(times: [(Stage, Duration); 3]) -> Vec<StageTime> {
 
 fn nydus(
     record: &Record,
-    place: Place,
-    config: ImageConfig,
+    task: Task,
     progress: &Passed<'_>,
 ) -> Result<Result<ImageReport, ImageError>, Error> {
     let options = &record.options;
-    let facts = &record.cut.target;
+    // A parent is the image of the lowers.
+    let lowers = if options.parent.is_some() { Vec::new() } else { task.lowers };
     let request = build::Request {
-        // A parent is the image of the lowers.
-        lowers: if options.parent.is_some() { Vec::new() } else { facts.lowers.clone() },
+        task: Task { lowers, ..task },
         parent: options.parent.clone(),
         dictionaries: options.chunk_dict.clone(),
-        incremental: Some(earlier::choose(record, &place.snapshot)),
-        upper: place.upper,
-        cache_dir: place.cache_dir,
-        work_dir: place.work_dir,
-        target: place.target,
+        incremental: Some(earlier::choose(record, directory(record))),
         format: options.rafs()?,
         prefetch: options.prefetch.clone(),
-        namespaces: place.namespaces,
-        ids: facts.ids.clone(),
-        without: PathGlobs::of(&options.without_paths),
-        workers: options.background_workers as usize,
-        config,
-        created: record.snapshot_id.time(),
-        sync: true,
-        resumed: record.image_attempts > 1,
     };
     Ok(build::build(&request, progress).map(|built| {
         let t = built.timings;
@@ -153,31 +139,12 @@ fn nydus(
     }))
 }
 
-fn oci(
-    record: &Record,
-    place: Place,
-    config: ImageConfig,
-    progress: &Passed<'_>,
-) -> Result<ImageReport, ImageError> {
-    let options = &record.options;
-    let facts = &record.cut.target;
+fn oci(record: &Record, task: Task, progress: &Passed<'_>) -> Result<ImageReport, ImageError> {
     let request = archive::Request {
-        base: options.base_image.clone(),
-        base_digest: facts.image_digest.clone(),
-        lowers: facts.lowers.clone(),
-        upper: place.upper,
-        cache_dir: place.cache_dir,
-        work_dir: place.work_dir,
-        target: place.target,
-        compression: options.layers(),
-        namespaces: place.namespaces,
-        ids: facts.ids.clone(),
-        without: PathGlobs::of(&options.without_paths),
-        workers: options.background_workers as usize,
-        config,
-        created: record.snapshot_id.time(),
-        sync: true,
-        resumed: record.image_attempts > 1,
+        task,
+        base: record.options.base_image.clone(),
+        base_digest: record.cut.target.image_digest.clone(),
+        compression: record.options.layers(),
     };
     let built = archive::build(&request, progress)?;
     let t = built.timings;

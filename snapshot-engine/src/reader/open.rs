@@ -82,12 +82,15 @@ impl Opened {
         }
     }
 
-    /// The image, if all its blobs are there too.
+    /// The image, if all its blobs are there too. Plain layers have been read; whether anything was kept of them was asked of [`open`].
     ///
     /// # Errors
     /// As [`Opened::sound`], and [`ReaderError::NoBlob`].
     pub fn complete(self) -> Result<Opened, ReaderError> {
         let opened = self.sound()?;
+        if opened.layers.is_some() {
+            return Ok(opened);
+        }
         for (file, blob) in opened.files.iter().zip(&opened.image.blobs) {
             file.open(blob)?;
         }

@@ -61,13 +61,15 @@ pub(super) fn run(args: &Mount, out: &Out) -> Result {
         Who::Fuse => Through::Fuse,
     });
     let options = Options { through, rw: args.rw, rw_dir: args.rw_dir.clone() };
-    let image = args.which.open()?.complete()?;
+    let serves = args.foreground || args.daemon;
+    // Plain layers are kept by the process that serves them.
+    let image = if serves { args.which.open()? } else { args.which.look()? }.complete()?;
     let at = if args.daemon {
         args.dir.canonicalize().map_err(lost(&args.dir))?
     } else {
         mount::place(&args.dir)?
     };
-    if args.foreground || args.daemon {
+    if serves {
         return serve(args, image, &at, &options, out);
     }
     if mount::reader_for(&image, &options)? == Through::Kernel {

@@ -17,55 +17,28 @@ mod pack;
 mod stream;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::cache::Cache;
-use super::config::{Base as Below, ImageConfig};
-use super::oci::{self, ManifestDigest, OciTarget};
-use super::{ImageBlob, ImageError, Progress, remove_scraps};
+use super::config::Base as Below;
+use super::oci::{self, ManifestDigest};
+use super::{ImageBlob, ImageError, Progress, Task, remove_scraps};
 use crate::model::base::LayoutImage;
 use crate::model::format::LayerCompression;
-use crate::model::globs::PathGlobs;
-use crate::model::ids::Ids;
-use crate::model::overlay::Namespaces;
 use base::Base;
 use layers::{Layers, Options};
 
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// What of, and where.
+    pub task: Task,
     /// The image that the container was started from.
     pub base: Option<LayoutImage>,
     /// The digest of its manifest or its config: without a base by name it is looked for in the target.
     pub base_digest: Option<String>,
-    /// Lower directories, the top one first, as in overlayfs' `lowerdir=`.
-    pub lowers: Vec<PathBuf>,
-    /// The frozen upperdir.
-    pub upper: PathBuf,
-    /// Where converted lowers are kept.
-    pub cache_dir: PathBuf,
-    /// Where the upper's layer goes: on the target's file system it is linked, not copied.
-    pub work_dir: PathBuf,
-    /// Where the image goes.
-    pub target: OciTarget,
     /// How layers are compressed.
     pub compression: LayerCompression,
-    /// Which attributes are overlayfs' own: those of the container's mount.
-    pub namespaces: Namespaces,
-    /// How the container sees owners.
-    pub ids: Ids,
-    /// What is left out of the upper.
-    pub without: PathGlobs,
-    /// Worker threads; 0 for one per CPU.
-    pub workers: usize,
-    /// What the image's config says.
-    pub config: ImageConfig,
-    /// When the snapshot was cut.
-    pub created: SystemTime,
-    /// Whether all must survive a crash once this returns.
-    pub sync: bool,
-    /// Whether an earlier, interrupted call with the same request may have finished the image.
-    pub resumed: bool,
 }
 
 /// How long each part took.
@@ -115,30 +88,31 @@ pub fn check_base(image: &LayoutImage) -> Result<(), ImageError> {
 /// # Errors
 /// Anything on the way; the target then has no image of that name, or still the old one. Converted lowers stay in the cache.
 pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageError> {
-    if !request.resumed {
-        oci::check(&request.target)?;
+    let task = &request.task;
+    if !task.resumed {
+        oci::check(&task.target)?;
     }
-    let blob_dir = request.work_dir.join("blobs");
+    let blob_dir = task.work_dir.join("blobs");
     std::fs::create_dir_all(&blob_dir).map_err(ImageError::io("create", &blob_dir))?;
     // The snapshot is ours alone: what is half made here was left by a killed try.
     remove_scraps(&blob_dir).map_err(ImageError::io("tidy", &blob_dir))?;
     let base = match (&request.base, &request.base_digest) {
         (Some(image), _) => Some(Base::named(image)?),
-        (None, Some(digest)) => Base::of_digest(&request.target.dir, digest),
+        (None, Some(digest)) => Base::of_digest(&task.target.dir, digest),
         (None, None) => None,
     };
     let options = Options {
         compression: request.compression,
-        namespaces: request.namespaces,
-        ids: request.ids.clone(),
-        without: request.without.clone(),
-        workers: request.workers,
-        sync: request.sync,
+        namespaces: task.namespaces,
+        ids: task.ids.clone(),
+        without: task.without.clone(),
+        workers: task.workers,
+        sync: task.sync,
     };
-    let paths = request.lowers.iter().map(PathBuf::as_path);
-    let layers = Layers::new(paths, &request.upper, options, progress);
+    let paths = task.lowers.iter().map(PathBuf::as_path);
+    let layers = Layers::new(paths, &task.upper, options, progress);
     let mut timings = Timings::default();
-    let mut config = request.config.clone();
+    let mut config = task.config.clone();
 
     let start = Instant::now();
     let mut all = Vec::new();
@@ -149,8 +123,8 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
         all = base.layers;
     }
     let mut cached_lowers = 0;
-    let cache = Cache::open(&request.cache_dir)?;
-    for at in of_base..request.lowers.len() {
+    let cache = Cache::open(&task.cache_dir)?;
+    for at in of_base..task.lowers.len() {
         progress.stage("lower");
         let made = layers.lower(at, &cache)?;
         cached_lowers += usize::from(made.hit);
@@ -178,11 +152,11 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
 
     let start = Instant::now();
     progress.stage("image");
-    let care = oci::Care { sync: request.sync, verify: request.resumed };
+    let care = oci::Care { sync: task.sync, verify: task.resumed };
     let content = oci::Content { layers: &all, base: below };
-    let manifest = oci::write(&request.target, content, &config, request.created, care)?;
+    let manifest = oci::write(&task.target, content, &config, task.created, care)?;
     timings.oci = start.elapsed();
-    let store = request.target.dir.join("blobs/sha256");
+    let store = task.target.dir.join("blobs/sha256");
     let placed = all.iter().map(|layer| ImageBlob {
         id: layer.id,
         path: store.join(layer.id.to_string()),
