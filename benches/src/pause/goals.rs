@@ -35,14 +35,17 @@ pub fn base_fence(report: &Report) -> Option<&Series> {
 /// A goal is missed where no cut of a workload could be made at all.
 fn no_cut(report: &Report, label: &str, contender: &str) -> Judged {
     let of = |s: &&Series| {
-        s.scene.axis == "workload" && s.scene.label == label && s.contender == contender && s.given_up > 0
+        s.scene.axis == "workload"
+            && s.scene.label == label
+            && s.contender == contender
+            && s.cuts.given_up > 0
     };
     let s = report.series.iter().find(of)?;
-    Some((format!("no cut of {}: {}", s.given_up, s.given_up_because.as_deref()?), false))
+    Some((format!("no cut of {}: {}", s.cuts.given_up, s.cuts.given_up_because.as_deref()?), false))
 }
 
 fn p50(series: &Series) -> u64 {
-    series.window.as_ref().map_or(0, |w| w.p50.ns)
+    series.cuts.window.as_ref().map_or(0, |w| w.p50.ns)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
@@ -121,7 +124,7 @@ pub fn judge(report: &Report, bare: Option<Nanos>) -> Vec<Goal> {
 
 fn fence(series: Option<&Series>) -> Judged {
     let s = series?;
-    let (w, budget) = (s.window.as_ref()?, s.max_pause.as_ref()?);
+    let (w, budget) = (s.cuts.window.as_ref()?, s.max_pause.as_ref()?);
     let met = w.p50.ns <= 8_000 && w.p99.ns <= 30_000 && w.max.ns <= budget.ns;
     let text = format!("p50 {}, p99 {}, max {} of {} windows", w.p50.human, w.p99.human, w.max.human, s.made);
     Some((text, met))
@@ -166,9 +169,9 @@ fn peer(report: &Report, who: &str, what: &str, part: u64) -> Judged {
 
 fn idle(report: &Report) -> Judged {
     let s = on(report, "workload", "idle", "none").next()?;
-    let (w, felt, quiet) = (s.window.as_ref()?, s.felt.as_ref()?, s.quiet.as_ref()?);
+    let (w, felt, quiet) = (s.cuts.window.as_ref()?, s.felt.as_ref()?, s.quiet.as_ref()?);
     let agreement = s.agreement.as_ref()?;
-    let only_none = s.used.keys().all(|g| *g == Gate::None);
+    let only_none = s.cuts.used.keys().all(|g| *g == Gate::None);
     let text = format!(
         "pause {}; felt p50 {}, p99 {}, max {}; in quiet p50 {}, p99 {}, max {}; {}",
         w.max.human,
@@ -189,7 +192,7 @@ fn freezer(report: &Report) -> Judged {
     for label in ["1", "10"] {
         let Some(ours) = on(report, "tasks", label, "freezer").next() else { continue };
         let raw = on(report, "tasks", label, "cgroup.freeze").next()?;
-        let capture = ours.capture.as_ref()?.p50.ns;
+        let capture = ours.cuts.capture.as_ref()?.p50.ns;
         let times = ratio(p50(ours), p50(raw) + capture);
         met &= p50(ours) <= 40_000 && times <= 1.5;
         all.push(format!(
@@ -204,22 +207,22 @@ fn freezer(report: &Report) -> Judged {
 
 fn mmap(report: &Report) -> Judged {
     let s = on(report, "workload", "mmap", "freezer").next()?;
-    let w = s.window.as_ref()?;
+    let w = s.cuts.window.as_ref()?;
     Some((format!("p50 {}, p99 {}", w.p50.human, w.p99.human), w.p99.ns <= 500_000))
 }
 
 fn flat_out(report: &Report) -> Judged {
     let s = on(report, "workload", "flat-out", "auto").next()?;
-    let (w, command, budget) = (s.window.as_ref()?, s.command.as_ref()?, s.max_pause.as_ref()?);
-    let met = w.max.ns <= budget.ns && command.max.ns <= 1_000_000_000 && s.given_up == 0;
+    let (w, command, budget) = (s.cuts.window.as_ref()?, s.command.as_ref()?, s.max_pause.as_ref()?);
+    let met = w.max.ns <= budget.ns && command.max.ns <= 1_000_000_000 && s.cuts.given_up == 0;
     let text = format!(
         "window max {} of {}; cut after p50 {}, max {}; {} of {} cuts refused",
         w.max.human,
         budget.human,
         command.p50.human,
         command.max.human,
-        s.given_up,
-        s.given_up + s.made
+        s.cuts.given_up,
+        s.cuts.given_up + s.made
     );
     Some((text, met))
 }
@@ -325,7 +328,7 @@ mod tests {
         assert_eq!(met(&report, "growth with tasks"), Some(true));
         assert_eq!(met(&report, "flat-out"), None);
         let mut refused = series("workload", "flat-out", "auto", &[]);
-        (refused.given_up, refused.given_up_because) = (3, Some("busy".into()));
+        (refused.cuts.given_up, refused.cuts.given_up_because) = (3, Some("busy".into()));
         report.series.push(refused);
         assert_eq!(met(&report, "flat-out"), Some(false));
         assert_eq!(met(&report, "growth with the upper's bytes"), Some(false));

@@ -125,8 +125,8 @@ fn keep<T>(
 fn base_read(report: &Report, disks: &mut Disks) -> Option<Nanos> {
     let base = goals::base_fence(report)?;
     let dir = disks.get("ext4").ok()?.join("bare");
-    write_files(&dir, base.residual_inodes, base.residual_bytes).ok()?;
-    run::bare_read(&dir, base.residual_inodes, base.residual_bytes).ok().map(Nanos::from)
+    write_files(&dir, base.cuts.residual_inodes, base.cuts.residual_bytes).ok()?;
+    run::bare_read(&dir, base.cuts.residual_inodes, base.cuts.residual_bytes).ok().map(Nanos::from)
 }
 
 fn write_files(dir: &Path, files: u64, bytes: u64) -> Result<()> {

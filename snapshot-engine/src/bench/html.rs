@@ -224,7 +224,7 @@ fn overview(out: &mut String, scenes: &[Vec<&Series>]) {
             let series = scene.iter().find(|s| s.contender == *name);
             let cell = match series.map(|s| (s, Percentiles::of(&s.stops()))) {
                 Some((_, Some(p))) => format!("{} / {}", p.p50.human, p.p99.human),
-                Some((s, None)) => format!("none in {}", s.given_up),
+                Some((s, None)) => format!("none in {}", s.cuts.given_up),
                 None => String::new(),
             };
             let _ = write!(out, "<td>{cell}</td>");
@@ -296,8 +296,8 @@ fn clocks(out: &mut String, shown: &[&&Series]) {
             out,
             "<tr><td class=\"l\">{}</td>{}{}{}{}</tr>",
             escape(&s.contender),
-            triple(s.window.as_ref().filter(|_| s.gate.is_some())),
-            triple(s.longest_stop.as_ref()),
+            triple(s.cuts.window.as_ref().filter(|_| s.gate.is_some())),
+            triple(s.cuts.longest_stop.as_ref()),
             triple(s.felt.as_ref()),
             triple(s.quiet.as_ref())
         );
@@ -332,13 +332,13 @@ fn behind(out: &mut String, all: &[&Series]) {
             escape(&s.contender),
             s.made,
             s.wanted,
-            s.attempts,
+            s.cuts.attempts,
             s.max_pause.as_ref().map(|p| p.human.clone()).unwrap_or_default(),
-            s.residual_inodes,
-            size(s.residual_bytes),
-            p50(&s.drain),
-            p50(&s.capture),
-            s.rounds,
+            s.cuts.residual_inodes,
+            size(s.cuts.residual_bytes),
+            p50(&s.cuts.drain),
+            p50(&s.cuts.capture),
+            s.cuts.rounds,
             s.copied_per_dirty.map(|c| format!("{c:.2}")).unwrap_or_default(),
             p50(&s.cpu),
             p50(&s.command),
@@ -347,7 +347,7 @@ fn behind(out: &mut String, all: &[&Series]) {
     }
     out.push_str("</table></div>");
     for s in all {
-        for a in &s.abandoned {
+        for a in &s.cuts.abandoned {
             let _ = write!(
                 out,
                 "<p class=\"soft\">{}: {} attempts came to nothing ({}): {}</p>",
@@ -357,12 +357,12 @@ fn behind(out: &mut String, all: &[&Series]) {
                 escape(&a.reason)
             );
         }
-        if let Some(why) = &s.given_up_because {
+        if let Some(why) = &s.cuts.given_up_because {
             let _ = write!(
                 out,
                 "<p class=\"soft\">{}: {} could not be made: {}</p>",
                 escape(&s.contender),
-                s.given_up,
+                s.cuts.given_up,
                 escape(why)
             );
         }

@@ -68,27 +68,11 @@ pub struct Scene {
     pub container: String,
 }
 
-/// One contender's stops of one container.
-#[derive(Debug, Clone, Serialize)]
-pub struct Series {
-    /// The container.
-    pub scene: Scene,
-    /// A gate, or somebody else's command.
-    pub contender: String,
-    /// The gate asked for; absent for somebody else's command.
-    pub gate: Option<GateChoice>,
-    /// What the ticker does: `spin`, `call`.
-    pub ticker: Option<&'static str>,
-    /// What told of changes.
-    pub tracker: Option<Backend>,
-    /// The budget of a window.
-    pub max_pause: Option<Span>,
+/// What the cuts of one contender came to.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Cuts {
     /// Inodes of the shadow.
     pub inodes: u64,
-    /// Windows asked for.
-    pub wanted: u32,
-    /// Windows made.
-    pub made: u32,
     /// Cuts that could not be made.
     pub given_up: u32,
     /// Why the first of them could not.
@@ -109,6 +93,38 @@ pub struct Series {
     pub drain: Option<Percentiles>,
     /// A part of the window.
     pub capture: Option<Percentiles>,
+    /// Inodes captured inside the window, median.
+    pub residual_inodes: u64,
+    /// Content bytes captured inside the window, median.
+    pub residual_bytes: u64,
+    /// Pre-copy rounds for a cut, median.
+    pub rounds: u64,
+    /// Changes the tracker missed (T6): each is a bug.
+    pub tracker_misses: u64,
+}
+
+/// One contender's stops of one container.
+#[derive(Debug, Clone, Serialize)]
+pub struct Series {
+    /// The container.
+    pub scene: Scene,
+    /// A gate, or somebody else's command.
+    pub contender: String,
+    /// The gate asked for; absent for somebody else's command.
+    pub gate: Option<GateChoice>,
+    /// What the ticker does: `spin`, `call`.
+    pub ticker: Option<&'static str>,
+    /// What told of changes.
+    pub tracker: Option<Backend>,
+    /// The budget of a window.
+    pub max_pause: Option<Span>,
+    /// What the cuts came to.
+    #[serde(flatten)]
+    pub cuts: Cuts,
+    /// Windows asked for.
+    pub wanted: u32,
+    /// Windows made.
+    pub made: u32,
     /// The ticker's clock: the largest gap that overlaps the window.
     pub felt: Option<Percentiles>,
     /// The same at sham moments.
@@ -127,16 +143,8 @@ pub struct Series {
     pub cpu: Option<Percentiles>,
     /// From looking for the container to its first cut: tracker, base copy and all.
     pub first_cut: Option<Span>,
-    /// Inodes captured inside the window, median.
-    pub residual_inodes: u64,
-    /// Content bytes captured inside the window, median.
-    pub residual_bytes: u64,
-    /// Pre-copy rounds for a cut, median.
-    pub rounds: u64,
     /// Bytes copied in rounds and windows for each byte that the tracker held for dirty in rounds; absent if nothing was.
     pub copied_per_dirty: Option<f64>,
-    /// Changes the tracker missed (T6): each is a bug.
-    pub tracker_misses: u64,
     /// Gaps the ticker logged that were overwritten before they were read.
     pub gaps_lost: u64,
     /// How long the series took, waiting included.
@@ -283,19 +291,20 @@ impl Series {
             ticker: None,
             tracker: None,
             max_pause: None,
-            inodes: 0,
+            cuts: Cuts {
+                used,
+                attempts: windows.iter().map(|w| u64::from(w.attempts)).sum(),
+                window: all(&|w| Some(w.window)),
+                longest_stop: mine(|w| w.longest_stop),
+                drain: mine(|w| w.drain),
+                capture: mine(|w| w.capture),
+                residual_inodes: middle(&|w| w.inodes),
+                residual_bytes: middle(&|w| w.bytes),
+                rounds: middle(&|w| u64::from(w.rounds)),
+                ..Cuts::default()
+            },
             wanted: 0,
             made: u32::try_from(windows.len()).unwrap_or(u32::MAX),
-            given_up: 0,
-            given_up_because: None,
-            used,
-            attempts: windows.iter().map(|w| u64::from(w.attempts)).sum(),
-            abandoned: Vec::new(),
-            abandoned_stop: None,
-            window: all(&|w| Some(w.window)),
-            longest_stop: mine(|w| w.longest_stop),
-            drain: mine(|w| w.drain),
-            capture: mine(|w| w.capture),
             felt_less_quiet_p50_ns: felt.as_ref().zip(quiet.as_ref()).map(|(f, q)| less(f, q)),
             felt,
             quiet,
@@ -305,12 +314,8 @@ impl Series {
             command: all(&|w| Some(w.command)),
             cpu: mine(|w| w.cpu),
             first_cut: None,
-            residual_inodes: middle(&|w| w.inodes),
-            residual_bytes: middle(&|w| w.bytes),
-            rounds: middle(&|w| u64::from(w.rounds)),
             #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
             copied_per_dirty: (dirty > 0).then(|| copied as f64 / dirty as f64),
-            tracker_misses: 0,
             gaps_lost: 0,
             took: Nanos(0).into(),
             scene,
@@ -320,10 +325,10 @@ impl Series {
 
     /// Takes in why attempts came to nothing.
     pub(super) fn take_abandoned(&mut self, why: BTreeMap<(Gate, String), u32>, stops: &[Nanos]) {
-        self.abandoned =
+        self.cuts.abandoned =
             why.into_iter().map(|((gate, reason), count)| Abandoned { gate, reason, count }).collect();
-        self.abandoned.sort_by_key(|a| std::cmp::Reverse(a.count));
-        self.abandoned_stop = Percentiles::of(stops);
+        self.cuts.abandoned.sort_by_key(|a| std::cmp::Reverse(a.count));
+        self.cuts.abandoned_stop = Percentiles::of(stops);
     }
 
     /// The stops by which a contender is compared with others: ours by the window, theirs by what the ticker felt, because they tell nothing.
@@ -338,7 +343,7 @@ impl Series {
     pub fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
         let at = format!("{} ({}), {}", self.contender, self.scene.axis, self.scene.label);
-        if let (Some(window), Some(budget)) = (&self.window, &self.max_pause)
+        if let (Some(window), Some(budget)) = (&self.cuts.window, &self.max_pause)
             && window.max.ns > budget.ns
         {
             found.push(format!(
@@ -346,8 +351,8 @@ impl Series {
                 window.max.human, budget.human
             ));
         }
-        if self.tracker_misses > 0 {
-            found.push(format!("{at}: the tracker missed {} changes", self.tracker_misses));
+        if self.cuts.tracker_misses > 0 {
+            found.push(format!("{at}: the tracker missed {} changes", self.cuts.tracker_misses));
         }
         found
     }
@@ -381,14 +386,14 @@ mod tests {
         };
         let windows = vec![window(Gate::Fence, 5_000, 6_000, 2_500), window(Gate::Freezer, 9_000, 9_500, 0)];
         let mut s = Series::new(Scene::default(), "auto".into(), Some(GateChoice::Auto), windows);
-        assert_eq!((s.made, s.attempts, s.used.len()), (2, 4, 2));
+        assert_eq!((s.made, s.cuts.attempts, s.cuts.used.len()), (2, 4, 2));
         assert_eq!(s.felt_less_quiet_p50_ns, Some(6_000));
         assert_eq!(s.copied_per_dirty, Some(0.5));
         assert_eq!(s.stops(), [Nanos(5_000), Nanos(9_000)]);
         s.max_pause = Some(Nanos(9_000).into());
         assert!(s.violations().is_empty());
         s.max_pause = Some(Nanos(8_999).into());
-        s.tracker_misses = 1;
+        s.cuts.tracker_misses = 1;
         assert_eq!(s.violations().len(), 2);
         assert_eq!((median([3, 1, 2].into_iter()), median(std::iter::empty())), (2, 0));
     }
@@ -398,6 +403,6 @@ mod tests {
         let theirs = Window { window: Nanos(7), felt: Some(Nanos(3)), ..Window::default() };
         let s = Series::new(Scene::default(), "docker commit".into(), None, vec![theirs]);
         assert_eq!(s.stops(), [Nanos(3)]);
-        assert!(s.longest_stop.is_none() && s.agreement.is_none() && s.copied_per_dirty.is_none());
+        assert!(s.cuts.longest_stop.is_none() && s.agreement.is_none() && s.copied_per_dirty.is_none());
     }
 }

@@ -207,12 +207,12 @@ impl<'a> Course<'a> {
             series.ticker = felt.then(|| entry.contender.mode().word());
             series.max_pause = max_pause.map(Into::into);
             series.tracker = ours.map(|_| backend);
-            series.inodes = inodes;
+            series.cuts.inodes = inodes;
             series.wanted = entry.wanted;
-            series.given_up = entry.given_up;
-            series.given_up_because = entry.why;
+            series.cuts.given_up = entry.given_up;
+            series.cuts.given_up_because = entry.why;
             series.take_abandoned(entry.abandoned, &entry.abandoned_stops);
-            series.tracker_misses = entry.misses;
+            series.cuts.tracker_misses = entry.misses;
             series.gaps_lost = lost;
             series.took = Nanos::from(entry.took).into();
             series.first_cut = first_cut.filter(|_| ours.is_some()).map(Into::into);

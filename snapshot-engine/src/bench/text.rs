@@ -84,8 +84,8 @@ impl Series {
     fn rows(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let ours = self.gate.is_some();
         let rows: [(&str, &Option<Percentiles>); 5] = [
-            (if ours { "window" } else { "command" }, &self.window),
-            ("longest stop", &self.longest_stop),
+            (if ours { "window" } else { "command" }, &self.cuts.window),
+            ("longest stop", &self.cuts.longest_stop),
             ("felt", &self.felt),
             ("quiet", &self.quiet),
             ("to the cut", if ours { &self.command } else { &None }),
@@ -94,7 +94,7 @@ impl Series {
         for (what, p) in rows {
             let Some(p) = p else { continue };
             let head = if first {
-                format!("{:<24} {:>5} {:>8}", self.contender, self.made, self.attempts)
+                format!("{:<24} {:>5} {:>8}", self.contender, self.made, self.cuts.attempts)
             } else {
                 " ".repeat(39)
             };
@@ -106,8 +106,8 @@ impl Series {
             )?;
         }
         if first {
-            let why = self.given_up_because.as_deref().unwrap_or("interrupted");
-            writeln!(f, "{:<24} {:>5} {:>8} none: {why}", self.contender, 0, self.given_up)?;
+            let why = self.cuts.given_up_because.as_deref().unwrap_or("interrupted");
+            writeln!(f, "{:<24} {:>5} {:>8} none: {why}", self.contender, 0, self.cuts.given_up)?;
         }
         Ok(())
     }
@@ -124,9 +124,9 @@ impl Report {
                 s.scene.axis,
                 s.scene.label,
                 s.contender,
-                s.residual_inodes,
-                size(s.residual_bytes),
-                s.rounds
+                s.cuts.residual_inodes,
+                size(s.cuts.residual_bytes),
+                s.cuts.rounds
             )?;
             if let Some(copied) = s.copied_per_dirty {
                 write!(f, ", {copied:.2} bytes copied a dirty byte")?;
@@ -141,15 +141,16 @@ impl Report {
             if let Some(a) = &s.agreement {
                 writeln!(f, "    clocks {}: {}", a.judgement.text(), a.text())?;
             }
-            if s.used.len() > 1 {
-                let used: Vec<String> = s.used.iter().map(|(gate, n)| format!("{n} by {gate}")).collect();
+            if s.cuts.used.len() > 1 {
+                let used: Vec<String> =
+                    s.cuts.used.iter().map(|(gate, n)| format!("{n} by {gate}")).collect();
                 writeln!(f, "    chose: {}", used.join(", "))?;
             }
-            for a in &s.abandoned {
+            for a in &s.cuts.abandoned {
                 writeln!(f, "    {:>6} attempts came to nothing ({}): {}", a.count, a.gate, a.reason)?;
             }
-            if let (true, Some(why)) = (s.given_up > 0, &s.given_up_because) {
-                writeln!(f, "    {} cuts were refused: {why}", s.given_up)?;
+            if let (true, Some(why)) = (s.cuts.given_up > 0, &s.cuts.given_up_because) {
+                writeln!(f, "    {} cuts were refused: {why}", s.cuts.given_up)?;
             }
         }
         Ok(())

@@ -153,14 +153,14 @@ fn judge_figures(report: &mut Report) {
             failures
                 .push(format!("gate {choice}: only {} of {} cuts were made", gate.windows, report.windows));
         }
-        if gate.window.as_ref().is_some_and(|w| w.max.ns > gate.max_pause.ns) {
+        if gate.cuts.window.as_ref().is_some_and(|w| w.max.ns > gate.max_pause.ns) {
             failures.push(format!(
                 "gate {choice}: a window was longer than the budget of {}",
                 gate.max_pause.human
             ));
         }
-        if gate.tracker_misses > 0 {
-            failures.push(format!("gate {choice}: the tracker missed {} changes", gate.tracker_misses));
+        if gate.cuts.tracker_misses > 0 {
+            failures.push(format!("gate {choice}: the tracker missed {} changes", gate.cuts.tracker_misses));
         }
     }
     if let Some(c) = &report.comparison

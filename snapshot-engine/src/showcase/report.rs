@@ -2,7 +2,6 @@
 //!
 //! Every time is `{"ns": exact, "human": "as people read it"}`.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use serde::Serialize;
 
 use super::scene::Scene;
 use super::{Error, Options};
-pub use crate::bench::report::Abandoned;
+use crate::bench::report::Cuts;
 use crate::demo::{TickMode, TickReport};
 use crate::model::nanos::{Nanos, Span};
 use crate::model::options::GateChoice;
@@ -74,38 +73,11 @@ pub struct GateReport {
     pub container: String,
     /// The budget of its windows.
     pub max_pause: Span,
-    /// Inodes of its upperdir.
-    pub inodes: u64,
+    /// What the cuts came to.
+    #[serde(flatten)]
+    pub cuts: Cuts,
     /// Cuts that stand.
     pub windows: u32,
-    /// Cuts that could not be made.
-    pub given_up: u32,
-    /// Why the first of them could not.
-    pub given_up_because: Option<String>,
-    /// Which gates the cuts were made with.
-    pub used: BTreeMap<Gate, u32>,
-    /// Windows attempted for the cuts that stand.
-    pub attempts: u64,
-    /// Why the others of them came to nothing, the most frequent first.
-    pub abandoned: Vec<Abandoned>,
-    /// How long the gate was up in attempts that came to nothing.
-    pub abandoned_stop: Option<Percentiles>,
-    /// From the gate going up to it coming down; 0 for gate none.
-    pub window: Option<Percentiles>,
-    /// The longest stop a task had in a window, as the kernel measured it.
-    pub longest_stop: Option<Percentiles>,
-    /// From the gate going up until no call was under way; a part of the window.
-    pub drain: Option<Percentiles>,
-    /// From then until the residual was in memory; a part of the window.
-    pub capture: Option<Percentiles>,
-    /// Inodes captured inside a window, median.
-    pub residual_inodes: u64,
-    /// Content bytes captured inside a window, median.
-    pub residual_bytes: u64,
-    /// Pre-copy rounds for a cut, median.
-    pub rounds: u64,
-    /// Changes the tracker missed (T6): each is a bug.
-    pub tracker_misses: u64,
     /// Every cut that stands, in the order they were made.
     pub samples: Vec<Sample>,
     /// How long the series took.
@@ -260,7 +232,7 @@ impl Report {
     /// The windows of the fence.
     #[must_use]
     pub fn fence(&self) -> Option<Percentiles> {
-        self.gates.iter().find(|g| g.gate == GateChoice::Fence)?.window.clone()
+        self.gates.iter().find(|g| g.gate == GateChoice::Fence)?.cuts.window.clone()
     }
 
     /// Writes the results so that a reader sees the old or the new ones.

@@ -37,10 +37,10 @@ impl Report {
         )?;
         for g in &self.gates {
             let rows: [(&str, &Option<Percentiles>); 4] = [
-                ("window", &g.window),
-                ("longest stop", &g.longest_stop),
-                ("drain", &g.drain),
-                ("capture", &g.capture),
+                ("window", &g.cuts.window),
+                ("longest stop", &g.cuts.longest_stop),
+                ("drain", &g.cuts.drain),
+                ("capture", &g.cuts.capture),
             ];
             for (i, (what, p)) in rows.into_iter().enumerate() {
                 let Some(p) = p else { continue };
@@ -55,12 +55,12 @@ impl Report {
                 );
                 writeln!(f, "{}", row.trim_end())?;
             }
-            if g.window.is_none() {
+            if g.cuts.window.is_none() {
                 writeln!(
                     f,
                     "{} no cut: {}",
                     head(g),
-                    g.given_up_because.as_deref().unwrap_or("interrupted")
+                    g.cuts.given_up_because.as_deref().unwrap_or("interrupted")
                 )?;
             }
         }
@@ -69,23 +69,23 @@ impl Report {
 
     fn abandoned(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for g in &self.gates {
-            if let Some(why) = &g.given_up_because
-                && g.window.is_some()
+            if let Some(why) = &g.cuts.given_up_because
+                && g.cuts.window.is_some()
             {
-                writeln!(f, "\n{} cuts with gate {} were refused: {why}", g.given_up, g.gate)?;
+                writeln!(f, "\n{} cuts with gate {} were refused: {why}", g.cuts.given_up, g.gate)?;
             }
-            let used: Vec<String> = g.used.iter().map(|(gate, n)| format!("{n} by {gate}")).collect();
+            let used: Vec<String> = g.cuts.used.iter().map(|(gate, n)| format!("{n} by {gate}")).collect();
             if g.gate == GateChoice::Auto && !used.is_empty() {
                 writeln!(f, "\nauto chose: {}", used.join(", "))?;
             }
-            if !g.abandoned.is_empty() {
+            if !g.cuts.abandoned.is_empty() {
                 writeln!(f, "\nAttempts abandoned with gate {}:", g.gate)?;
-                for a in &g.abandoned {
+                for a in &g.cuts.abandoned {
                     let with =
                         if g.gate == GateChoice::Auto { format!(" ({})", a.gate) } else { String::new() };
                     writeln!(f, "  {:>6}  {}{with}", a.count, a.reason)?;
                 }
-                if let Some(stop) = &g.abandoned_stop {
+                if let Some(stop) = &g.cuts.abandoned_stop {
                     writeln!(
                         f,
                         "          their gate was up for {} (p50) to {} (max)",
@@ -197,10 +197,10 @@ impl Report {
 }
 
 fn head(g: &GateReport) -> String {
-    format!("{:<8} {:>5} {:>8}", g.gate.to_string(), g.windows, g.attempts)
+    format!("{:<8} {:>5} {:>8}", g.gate.to_string(), g.windows, g.cuts.attempts)
 }
 
 fn residual(g: &GateReport) -> String {
-    let kib = g.residual_bytes.div_ceil(1 << 10);
-    format!("{} inodes, {kib} KiB, {} rounds", g.residual_inodes, g.rounds)
+    let kib = g.cuts.residual_bytes.div_ceil(1 << 10);
+    format!("{} inodes, {kib} KiB, {} rounds", g.cuts.residual_inodes, g.cuts.rounds)
 }
