@@ -133,7 +133,7 @@ impl Merge {
 
     fn add(&mut self, made: Made) -> Result<usize, &'static str> {
         if self.nodes.len() >= self.limit {
-            return Err("the image has more files than any image has");
+            return Err("it has more directories that nobody names than layers of this length can have");
         }
         self.nodes.push(made);
         Ok(self.nodes.len() - 1)

@@ -5,8 +5,8 @@
 //!        its digest               its diff-id  '---content--> keep: a file without a name, in chunks with digests
 //! ```
 //!
-//! Layers are read on all cores, each once, and their bytes do not decide how much memory that takes: at most 2^24 entries with 2 GiB of
-//! names and attributes in all, and 1 MiB of content. What is wrong with a layer is noted, and the others are read.
+//! Layers are read on all cores, each once. Memory is bounded by the bytes of their files, whatever those say (`reading::Used`), and by 2^24 entries
+//! with 2 GiB of names and attributes; of content 1 MiB is held. What is wrong with a layer is noted, and the others are read.
 
 mod keep;
 mod merge;
@@ -26,7 +26,7 @@ use super::open::BlobFile;
 use super::{Problem, ReaderError};
 use keep::Keep;
 use merge::Merge;
-use reading::{MAX_ENTRIES, Reading, Used};
+use reading::{Reading, Used};
 
 /// The most layers. Runtimes stop at 127.
 const MAX_LAYERS: usize = 1000;
@@ -84,7 +84,8 @@ pub(super) fn read(
         let what = format!("{} diff_ids for {} layers", diff_ids.len(), layers.len());
         problems.push(Problem::new("config", what));
     }
-    let used = Used::default();
+    let length = |layer: &Descriptor| Some(std::fs::metadata(store(dir).join(layer.hex()?)).ok()?.len());
+    let used = Used::new(layers.iter().filter_map(length).sum());
     let reading = layers.par_iter().enumerate().map(|(number, descriptor)| {
         let mut reading = Reading::new(number, descriptor, diff_ids.get(number), keep)?;
         reading.file(dir, descriptor, &used)?;
@@ -92,7 +93,8 @@ pub(super) fn read(
     });
     let all: Vec<Reading> = reading.collect::<Result<_, ReaderError>>()?;
 
-    let mut merge = Merge::new(MAX_ENTRIES as usize);
+    // As many again for directories that no layer has an entry for.
+    let mut merge = Merge::new(2 * used.most_entries());
     let mut parts = Parts::default();
     for mut reading in all {
         merge.next_layer();

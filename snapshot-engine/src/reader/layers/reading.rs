@@ -17,7 +17,7 @@ use crate::reader::stream::{Hashed, Packing};
 use crate::reader::{Problem, ReaderError};
 
 /// The most entries of all layers together: as many names as an overlay of ours may have.
-pub(super) const MAX_ENTRIES: u64 = 1 << 24;
+const MAX_ENTRIES: u64 = 1 << 24;
 /// The most bytes of their names, targets and attributes.
 const MAX_TEXT: u64 = 2 << 30;
 /// The longest tar: what is longer is a bomb, which would be read for days.
@@ -25,14 +25,34 @@ const MAX_TAR: u64 = 1 << 40;
 /// The most problems that are noted of a layer.
 const MAX_PROBLEMS: usize = 1000;
 
-/// What all layers together have taken.
-#[derive(Default)]
+/// What all layers together may take, and have taken.
+///
+/// Memory goes by the bytes of the layers' files, not by what those say: an entry that is like the one before takes some five bytes in a zstd
+/// stream at the least, and hardly one can be had for two.
 pub(super) struct Used {
+    most_entries: u64,
+    most_text: u64,
     entries: AtomicU64,
     text: AtomicU64,
 }
 
 impl Used {
+    /// For layers with files of so many bytes in all.
+    pub(super) fn new(stored: u64) -> Used {
+        Used {
+            most_entries: MAX_ENTRIES.min((1 << 16) + stored / 2),
+            most_text: MAX_TEXT.min((64 << 20) + stored.saturating_mul(256)),
+            entries: AtomicU64::new(0),
+            text: AtomicU64::new(0),
+        }
+    }
+
+    /// The most entries.
+    pub(super) fn most_entries(&self) -> usize {
+        // 2^24 at most.
+        self.most_entries as usize
+    }
+
     fn take(&self, entry: &Entry) -> Result<(), Broken> {
         let link = match &entry.what {
             What::Symlink(to) | What::Link(to) => to.len(),
@@ -40,11 +60,13 @@ impl Used {
         };
         let attributes: usize = entry.meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
         let text = (entry.path.len() + link + attributes) as u64;
-        if self.entries.fetch_add(1, Ordering::Relaxed) >= MAX_ENTRIES {
-            return Err(Broken::Form("the image has more entries than any image has"));
+        if self.entries.fetch_add(1, Ordering::Relaxed) >= self.most_entries {
+            return Err(Broken::Form("it has more entries than layers of this length can have"));
         }
-        if self.text.fetch_add(text, Ordering::Relaxed) > MAX_TEXT {
-            return Err(Broken::Form("the names and attributes of the image take more than 2 GiB"));
+        if self.text.fetch_add(text, Ordering::Relaxed) > self.most_text {
+            return Err(Broken::Form(
+                "it has longer names and attributes than layers of this length can have",
+            ));
         }
         Ok(())
     }

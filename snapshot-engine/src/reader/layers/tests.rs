@@ -162,6 +162,28 @@ fn zeros_take_no_room() {
     assert_eq!((kept.len(), kept.blocks()), (200 << 20, 0));
 }
 
+/// Memory goes by the bytes of the layer, not by how many entries they stand for.
+#[test]
+fn entries_out_of_nothing_are_refused() {
+    let many = tar(&[("again", b"")])[..512].repeat(200_000);
+    let layer = zstd::encode_all(&many[..], 1).unwrap();
+    assert!(layer.len() < 50_000, "{}", layer.len());
+    let dir = image(&[(layer, many)]);
+    let opened = opened(dir.path()).unwrap();
+    let said = problems(&opened);
+    assert!(said.len() == 1 && said[0].contains("more entries than layers of this length"), "{said:?}");
+    assert!(opened.layers.unwrap()[0].entries < 100_000);
+    // One path of directories that nobody names, again and again.
+    let deep = "d/".repeat(40);
+    let names: Vec<String> = (0..8000).map(|n| format!("{n}/{deep}f")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    let tar = tar(&files);
+    let dir = image(&[(zstd::encode_all(&tar[..], 1).unwrap(), tar)]);
+    let said =
+        problems(&super::super::open(&Source::Layout { dir: dir.path().into(), tag: None }, None).unwrap());
+    assert!(said[0].contains("directories that nobody names"), "{said:?}");
+}
+
 #[test]
 fn of_an_index_the_image_for_this_machine_is_read() {
     let good = tar(&[("good", b"x")]);
