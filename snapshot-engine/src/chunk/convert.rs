@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::kernel::beneath::Dir;
@@ -12,8 +12,8 @@ use crate::model::chunk::{BlobIndex, ChunkRef, Format};
 
 use super::ChunkError;
 use super::blob::{BlobFile, Known, OpenBlob, Placer};
-use super::plan::{Plan, large_buffers};
-use super::worker;
+use super::plan::{BATCH_CHUNKS, Plan, SMALL, large_buffers};
+use super::worker::{self, HELD};
 
 /// A regular file to read, as the walk saw it.
 #[derive(Debug, Clone)]
@@ -67,13 +67,18 @@ pub(super) struct Shared<'a> {
     pub(super) file: BlobFile,
     pub(super) progress: &'a (dyn Fn(u64) + Sync),
     plan: Mutex<Plan>,
-    turn: Mutex<u64>,
-    turned: Condvar,
+    /// The batch whose turn it is.
+    turn: AtomicU64,
+    /// Who waits for batch `n` sleeps at the `n`th of these, counted round, so that a turn wakes nobody else.
+    beds: [(Mutex<()>, Condvar); BEDS],
     pub(super) ordered: Mutex<Ordered>,
     pub(super) known: RwLock<Known>,
     failure: Mutex<Option<ChunkError>>,
     failed: AtomicBool,
 }
+
+/// As many batches as may be ahead of the turn meet at different beds; if more do, some are woken for nothing.
+const BEDS: usize = 16;
 
 /// What only the worker whose turn it is touches.
 pub(super) struct Ordered {
@@ -92,28 +97,42 @@ impl Shared<'_> {
         if self.failed.load(Ordering::Acquire) { None } else { lock(&self.plan).claim(units) }
     }
 
+    /// Whether every batch before this one has been placed.
+    pub(super) fn is_turn(&self, batch: u64) -> bool {
+        self.turn.load(Ordering::Acquire) == batch && !self.failed.load(Ordering::Acquire)
+    }
+
+    fn bed(&self, batch: u64) -> &(Mutex<()>, Condvar) {
+        &self.beds[(batch % BEDS as u64) as usize]
+    }
+
     /// Waits until every batch before `batch` has been placed; `false` if one of them failed.
     pub(super) fn wait_turn(&self, batch: u64) -> bool {
-        let turn = self
-            .turned
-            .wait_while(lock(&self.turn), |turn| *turn != batch && !self.failed.load(Ordering::Acquire))
-            .unwrap_or_else(PoisonError::into_inner);
-        *turn == batch && !self.failed.load(Ordering::Acquire)
+        let (bed, woken) = self.bed(batch);
+        let waits =
+            |_: &mut ()| self.turn.load(Ordering::Acquire) != batch && !self.failed.load(Ordering::Acquire);
+        let _guard = woken.wait_while(lock(bed), waits).unwrap_or_else(PoisonError::into_inner);
+        self.is_turn(batch)
     }
 
     pub(super) fn pass_turn(&self) {
-        *lock(&self.turn) += 1;
-        self.turned.notify_all();
+        let next = self.turn.load(Ordering::Relaxed) + 1;
+        self.turn.store(next, Ordering::Release);
+        let (bed, woken) = self.bed(next);
+        // Whoever has looked before the store holds the lock until he sleeps; whoever looks later sees it.
+        drop(lock(bed));
+        woken.notify_all();
     }
 
     /// Stops all workers; the first reason is kept.
     pub(super) fn fail(&self, error: ChunkError) {
         lock(&self.failure).get_or_insert(error);
-        // Under the turn's lock, so that no waiter checks before and sleeps after.
-        let turn = lock(&self.turn);
         self.failed.store(true, Ordering::Release);
-        drop(turn);
-        self.turned.notify_all();
+        for (bed, woken) in &self.beds {
+            // As in `pass_turn`.
+            drop(lock(bed));
+            woken.notify_all();
+        }
     }
 
     /// The path of a file for messages.
@@ -127,10 +146,10 @@ impl Shared<'_> {
 fn workers(asked: usize, format: Format) -> usize {
     const MEMORY: usize = 192 << 20;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    // One more than CPUs: one may be waiting for its turn or the disk.
-    let wanted = if asked == 0 { cpus + 1 } else { asked };
+    let wanted = if asked == 0 { cpus } else { asked };
     // Read buffers, small ones, and the compressed copy.
-    let each = 2 * large_buffers(format.chunk_size) * format.chunk_size.bytes() as usize + (4 << 20);
+    let each = 2 * HELD * large_buffers(format.chunk_size) * format.chunk_size.bytes() as usize
+        + HELD * BATCH_CHUNKS * SMALL;
     wanted.clamp(1, (MEMORY / each).max(1))
 }
 
@@ -148,8 +167,8 @@ pub fn convert(mut job: Job<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Conv
         file: BlobFile::create(job.blob_dir)?,
         progress,
         plan: Mutex::new(Plan::new(sizes, job.format.chunk_size)),
-        turn: Mutex::new(0),
-        turned: Condvar::new(),
+        turn: AtomicU64::new(0),
+        beds: Default::default(),
         ordered: Mutex::new(Ordered {
             placer: Placer::new(job.format, job.own),
             contents: vec![Vec::new(); job.files.len()],

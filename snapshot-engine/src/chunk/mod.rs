@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The order of the chunks, and with it the blob's bytes and id, depends on the tree alone, not on the number of workers.
-//! Memory is bounded by what the workers hold: there is no queue. A worker that is ahead waits for its turn.
+//! Memory is bounded by what the workers hold: two batches each, there is no other queue. A worker whose batch waits for its turn makes the next one ready; who is further ahead
+//! sleeps.
 
 pub mod blob;
 pub mod codec;

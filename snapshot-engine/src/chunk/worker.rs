@@ -1,6 +1,6 @@
 //! One worker: batches from reading to writing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::PoisonError;
@@ -31,9 +31,20 @@ struct Piece {
     unit: Unit,
     raw: Raw,
     digest: ChunkDigest,
-    /// Its compressed form in the worker's scratch; `None` when it is stored raw, or known already.
+    /// Its compressed form in the batch's scratch; `None` when it is stored raw, or known already.
     packed: Option<std::ops::Range<usize>>,
 }
+
+/// A batch that waits for its turn.
+struct Ready {
+    number: u64,
+    pieces: Vec<Piece>,
+    scratch: Vec<u8>,
+}
+
+/// Batches a worker holds: while one waits for its turn the next is made ready, so that a worker sleeps only when it is this far ahead. More would not fit into
+/// its core's cache.
+pub(super) const HELD: usize = 2;
 
 struct Worker<'a, 'b> {
     shared: &'a Shared<'b>,
@@ -44,7 +55,8 @@ struct Worker<'a, 'b> {
     /// Digests of runs of zeros: a sparse file has many chunks and two lengths.
     zero_digests: HashMap<usize, ChunkDigest>,
     opener: Opener<'a>,
-    scratch: Vec<u8>,
+    /// Memory of batches that are done, for others.
+    scratch: Vec<Vec<u8>>,
 }
 
 pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
@@ -52,8 +64,9 @@ pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
     let chunk = format.chunk_size.bytes() as usize;
     let mut worker = Worker {
         shared,
-        small: Ring::new(BATCH_CHUNKS as u16, SMALL).map_err(ChunkError::Ring)?,
-        large: Ring::new(large_buffers(format.chunk_size) as u16, chunk).map_err(ChunkError::Ring)?,
+        small: Ring::new((HELD * BATCH_CHUNKS) as u16, SMALL).map_err(ChunkError::Ring)?,
+        large: Ring::new((HELD * large_buffers(format.chunk_size)) as u16, chunk)
+            .map_err(ChunkError::Ring)?,
         encoder: Encoder::new(format.compressor).map_err(ChunkError::Compress)?,
         zeros: Vec::new(),
         zero_digests: HashMap::new(),
@@ -61,28 +74,34 @@ pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
         scratch: Vec::new(),
     };
     let mut units = Vec::with_capacity(BATCH_CHUNKS);
-    while let Some(batch) = shared.claim(&mut units) {
-        worker.batch(batch, &units)?;
+    let mut held: VecDeque<Ready> = VecDeque::with_capacity(HELD);
+    loop {
+        if let Some(first) = held.front()
+            && shared.is_turn(first.number)
+            && let Some(first) = held.pop_front()
+        {
+            worker.place_and_write(first)?;
+        } else if held.len() < HELD
+            && let Some(number) = shared.claim(&mut units)
+        {
+            held.push_back(worker.make_ready(number, &units)?);
+        } else if let Some(first) = held.front() {
+            if !shared.wait_turn(first.number) {
+                return Ok(());
+            }
+        } else {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 impl Worker<'_, '_> {
-    fn batch(&mut self, batch: u64, units: &[Unit]) -> Result<(), ChunkError> {
+    /// All of a batch that can be done out of turn.
+    fn make_ready(&mut self, number: u64, units: &[Unit]) -> Result<Ready, ChunkError> {
+        let mut scratch = self.scratch.pop().unwrap_or_default();
         let mut pieces = self.read(units)?;
-        self.prepare(&mut pieces)?;
-        if !self.shared.wait_turn(batch) {
-            return Ok(());
-        }
-        self.place_and_write(&pieces)?;
-        for piece in pieces {
-            match piece.raw {
-                Raw::Small(buf) => self.small.release(buf),
-                Raw::Large(buf) => self.large.release(buf),
-                Raw::Hole => {}
-            }
-        }
-        Ok(())
+        self.prepare(&mut pieces, &mut scratch)?;
+        Ok(Ready { number, pieces, scratch })
     }
 
     /// Opens the files of a batch and reads them, all requests in flight at once.
@@ -142,9 +161,9 @@ impl Worker<'_, '_> {
     }
 
     /// Digests and compresses.
-    fn prepare(&mut self, pieces: &mut [Piece]) -> Result<(), ChunkError> {
+    fn prepare(&mut self, pieces: &mut [Piece], scratch: &mut Vec<u8>) -> Result<(), ChunkError> {
         let digester = self.shared.job.format.digester;
-        self.scratch.clear();
+        scratch.clear();
         for piece in pieces {
             let len = piece.unit.len;
             if matches!(piece.raw, Raw::Hole) && self.zeros.is_empty() {
@@ -172,16 +191,29 @@ impl Worker<'_, '_> {
                 continue;
             }
             drop(known);
-            let start = self.scratch.len();
-            if self.encoder.encode(data, &mut self.scratch).map_err(ChunkError::Compress)? {
-                piece.packed = Some(start..self.scratch.len());
+            let start = scratch.len();
+            if self.encoder.encode(data, scratch).map_err(ChunkError::Compress)? {
+                piece.packed = Some(start..scratch.len());
             }
         }
         Ok(())
     }
 
     /// In turn: decides which chunks are new and where they go; then, out of turn, writes them.
-    fn place_and_write(&self, pieces: &[Piece]) -> Result<(), ChunkError> {
+    fn place_and_write(&mut self, batch: Ready) -> Result<(), ChunkError> {
+        self.place(&batch)?;
+        for piece in batch.pieces {
+            match piece.raw {
+                Raw::Small(buf) => self.small.release(buf),
+                Raw::Large(buf) => self.large.release(buf),
+                Raw::Hole => {}
+            }
+        }
+        self.scratch.push(batch.scratch);
+        Ok(())
+    }
+
+    fn place(&self, Ready { pieces, scratch, .. }: &Ready) -> Result<(), ChunkError> {
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(2 * pieces.len());
         let mut bytes = 0;
         let mut ordered = lock(&self.shared.ordered);
@@ -197,7 +229,7 @@ impl Worker<'_, '_> {
                 name
             } else {
                 let data = match (&piece.packed, &piece.raw) {
-                    (Some(packed), _) => &self.scratch[packed.clone()],
+                    (Some(packed), _) => &scratch[packed.clone()],
                     (None, Raw::Small(buf)) => &self.small.bytes(buf)[..len],
                     (None, Raw::Large(buf)) => &self.large.bytes(buf)[..len],
                     (None, Raw::Hole) => &self.zeros[..len],

@@ -108,24 +108,30 @@ fn docker_takes_an_image_with_layers_of_every_compression_and_runs_it() -> Resul
     Ok(())
 }
 
-/// The whole way: what a running container has written, in an image that the same daemon was given and runs.
+/// The whole way: what a running container has written, to its layer and to a volume, in an image that the same daemon was given and runs.
 #[test]
 fn docker_runs_what_was_committed_to_it() -> Result<()> {
     let Some(house) = House::open("docker")? else { return Ok(()) };
-    let script = "echo kept >/kept; exec /bin/busybox sleep 600";
-    house.docker_like("docker", "origin", &["--env=A=b", "--label=tier=test"], script)?;
+    let script = "echo kept >/kept; echo volume >/data/word; exec /bin/busybox sleep 600";
+    house.docker_like(
+        "docker",
+        "origin",
+        &["--env=A=b", "--label=tier=test", "--volume=data:/data"],
+        script,
+    )?;
     let work = house.place.0.join("work");
     std::fs::create_dir_all(&work)?;
     let work = work.display().to_string();
     let words =
         ["commit", "docker://origin", "docker-daemon:team/copy:1", "--format", "oci", "--change", "ENV C=d"];
-    let more = ["--work-dir", &work, "--wait", "--max-pause", "100ms", "--output", "json"];
+    let more =
+        ["--with-path", "/data", "--work-dir", &work, "--wait", "--max-pause", "100ms", "--output", "json"];
     let done = house.engine(&[&words[..], &more].concat())?.must_succeed()?.json()?;
     ensure!(done["state"] == "completed", "{done:#}");
     let copy = format!("--cgroup-parent={}", house.cgroup("copy")?);
     let run = ["docker", "run", "--rm", "--network=none", &copy, "team/copy:1", "/bin/busybox", "sh", "-c"];
-    let said = house.run(&[&run[..], &["/bin/busybox cat /kept; echo $A $C"]].concat())?;
-    ensure!(said == "kept\nb d", "{said}");
+    let said = house.run(&[&run[..], &["/bin/busybox cat /kept /data/word; echo $A $C"]].concat())?;
+    ensure!(said == "kept\nvolume\nb d", "{said}");
     ensure!(house.line("docker image inspect --format {{.Config.Labels.tier}} team/copy:1")? == "test");
     house.line("docker rm --force origin")?;
     Ok(())
