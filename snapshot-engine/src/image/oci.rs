@@ -260,6 +260,10 @@ fn is_layout(dir: &Path) -> Result<bool, ImageError> {
                         let entry = entry.map_err(ImageError::io("list", dir))?;
                         let name = entry.file_name();
                         if name != "blobs" && !name.as_encoded_bytes().starts_with(b".new-") {
+                            // Another writer may have made it one since: he writes the marker first.
+                            if marker.exists() {
+                                return is_layout(dir);
+                            }
                             return Err(ImageError::NotALayout { dir: dir.to_owned() });
                         }
                     }
