@@ -147,9 +147,9 @@ fn workers(asked: usize, format: Format) -> usize {
     const MEMORY: usize = 192 << 20;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let wanted = if asked == 0 { cpus } else { asked };
-    // Read buffers, small ones, and the compressed copy.
-    let each = 2 * HELD * large_buffers(format.chunk_size) * format.chunk_size.bytes() as usize
-        + HELD * BATCH_CHUNKS * SMALL;
+    // Of each batch the buffers, large and small, and the compressed copy of what is in them.
+    let batch = large_buffers(format.chunk_size) * format.chunk_size.bytes() as usize + BATCH_CHUNKS * SMALL;
+    let each = 2 * HELD * batch;
     wanted.clamp(1, (MEMORY / each).max(1))
 }
 

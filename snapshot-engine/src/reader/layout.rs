@@ -265,7 +265,7 @@ fn unpack(
     let io = |e| ReaderError::io("read", path)(e);
     let mut file = File::open(path).map_err(io)?;
     let (size, digest) = Hashed::new(BufReader::with_capacity(1 << 20, &mut file)).finish().map_err(io)?;
-    compare("the bootstrap's layer", layer, size, &digest, problems);
+    compare("the bootstrap's layer", layer, size, &hex::encode(digest), problems);
     let file = File::open(path).map_err(io)?;
     let plain = Packing::of(&file).and_then(|packing| packing.open(file)).map_err(io)?;
     // A tar of nothing but the bootstrap and a directory; the limit keeps a bomb from being read for hours.
@@ -288,5 +288,5 @@ fn unpack(
     let (_, diff_id) = tar.finish().map_err(io)?;
     let bootstrap =
         bootstrap.ok_or_else(|| damaged("there is no image/image.boot in the bootstrap's layer"))?;
-    Ok((bootstrap, format!("sha256:{diff_id}")))
+    Ok((bootstrap, format!("sha256:{}", hex::encode(diff_id))))
 }

@@ -11,6 +11,7 @@ use crate::rafs::read::{BlobInfo, Chunks, Part, Stored, parts};
 use crate::rafs::toc;
 
 use super::open::MAX_BOOTSTRAP;
+use super::stream::Hashed;
 use super::{Problem, ReaderError};
 
 /// A file from an offset on.
@@ -126,26 +127,10 @@ pub(super) fn check(
 
 /// The digest of a part's uncompressed bytes, and how many there are; no more than one too many are read.
 fn digest(file: &File, part: &Part, limit: u64) -> io::Result<(u64, [u8; 32])> {
-    let mut sha = Sha256::new();
-    let len = io::copy(&mut open(file, part)?.take(limit.saturating_add(1)), &mut HashWriter(&mut sha))?;
-    Ok((len, sha.finalize().into()))
+    Hashed::new(open(file, part)?.take(limit.saturating_add(1))).finish()
 }
 
 fn with_header(file: &File, part: &Part) -> Option<[u8; 32]> {
     let longer = Part { stored_size: part.stored_size + size_of::<toc::TarHeader>() as u64, ..part.clone() };
     digest(file, &longer, longer.stored_size).ok().map(|(_, digest)| digest)
-}
-
-/// Hashes what is written to it.
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,4 +1,4 @@
-//! A layer's file as the bytes it stands for: decompressed, hashed, and no longer than is sensible.
+//! A file as the bytes it stands for: decompressed, hashed, counted.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -18,10 +18,10 @@ impl<R: Read> Hashed<R> {
         Hashed { inner, sha: Sha256::new(), len: 0 }
     }
 
-    /// Reads what is left, and gives the length and the digest of all, in hexadecimal.
-    pub(super) fn finish(mut self) -> io::Result<(u64, String)> {
+    /// Reads what is left, and gives the length and the digest of all.
+    pub(super) fn finish(mut self) -> io::Result<(u64, [u8; 32])> {
         io::copy(&mut self, &mut io::sink())?;
-        Ok((self.len, hex::encode(self.sha.finalize())))
+        Ok((self.len, self.sha.finalize().into()))
     }
 }
 

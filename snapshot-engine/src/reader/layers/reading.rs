@@ -163,6 +163,7 @@ impl Reading {
             Err(Stop::Write(e)) => return Err(ReaderError::io("keep what is in", &path)(e)),
         }
         let (bytes, digest) = stored.finish().map_err(ReaderError::io("read the layer", &path))?;
+        let digest = hex::encode(digest);
         self.layer.bytes = bytes;
         if bytes != descriptor.size {
             self.note(None, format!("it has {bytes} bytes, {} are described", descriptor.size));
@@ -181,7 +182,7 @@ impl Reading {
         if bytes == MAX_TAR {
             return Err(Broken::Form("it is longer than 1 TiB").into());
         }
-        let digest = format!("sha256:{digest}");
+        let digest = format!("sha256:{}", hex::encode(digest));
         if let Some(given) = self.layer.diff_id.as_ref().filter(|given| **given != digest) {
             let what = format!("the digest of its tar is {digest}, the config says {given}");
             self.note(None, what);
