@@ -106,7 +106,8 @@ fn g1_layer_and_volume_are_of_one_instant_on_btrfs() -> Result<()> {
     trees("btrfs", 16)
 }
 
-/// The judge is sharp: a layer of one cut and a volume of another are found out, whichever is the older.
+/// The judge is sharp: a layer of one cut and a volume of another are found out, whichever is the older. Between two cuts every writer
+/// completes rounds: two cuts in one rest of theirs ([`causal`]) are the same instant to them, and no judge could tell them apart.
 #[test]
 fn trees_of_two_instants_are_found_out() -> Result<()> {
     if !bench::root() {
@@ -116,11 +117,15 @@ fn trees_of_two_instants_are_found_out() -> Result<()> {
     scene.begin()?;
     let mut session = scene.session(GateChoice::Auto)?;
     let mut cuts = Vec::new();
+    let live = Roots::two(&scene.demo.upper().join(LAYER), &scene.host("volume/causal"));
     for n in 0..4 {
         session.cut(&Quiet)?;
+        let cut = causal::newest(&live, WRITERS);
         let to = scene.host(&format!("cut-{n}"));
         session.replica(&to)?;
         cuts.push(to);
+        let behind = || causal::newest(&live, WRITERS).iter().zip(&cut).any(|(now, cut)| *now < cut + 3);
+        bench::eventually("every writer completes rounds", || !behind());
     }
     for (n, layer) in cuts.iter().enumerate() {
         for (m, volume) in cuts.iter().enumerate() {
