@@ -3,4 +3,5 @@
 pub mod figures;
 pub mod pause;
 pub mod peers;
+pub mod push;
 pub mod rafs;

@@ -41,7 +41,15 @@ impl Registry {
     /// # Errors
     /// When it does not start.
     pub fn start(security: Security) -> Result<Registry> {
-        let dir = tempfile::Builder::new().prefix("snapshot-registry-").tempdir()?;
+        Registry::start_in(security, &std::env::temp_dir())
+    }
+
+    /// As [`start`](Registry::start), with its content below `place`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_in(security: Security, place: &Path) -> Result<Registry> {
+        let dir = tempfile::Builder::new().prefix("snapshot-registry-").tempdir_in(place)?;
         // Free a moment ago; nobody else on this machine takes ports at random.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let at = dir.path().display();

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::{ebpf, setup, shell, workspace};
 
 /// `pause ..` becomes the harness that measures the pause: its exit code is ours (1: a promise was broken). `peers ..` becomes the program that
-/// measures the peers alone, `rafs ..` the one that builds images. Everything else goes to `cargo bench`, which runs every benchmark of the `benches` package.
+/// measures the peers alone, `rafs ..` the one that builds images, `push ..` the one that pushes them. Everything else goes to `cargo bench`, which runs every benchmark of the `benches` package.
 pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
     setup::apt::need_root("measure on real containers")?;
     setup::setup(false)?;
@@ -35,6 +35,11 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
             setup::setup_for_peers();
             become_harness("peers", rest)
         }
+        Some((first, rest)) if first == "push" => {
+            setup::setup(true)?;
+            setup::setup_for_peers();
+            become_harness("bench-push", rest)
+        }
         Some((first, rest)) if first == "rafs" => {
             setup::setup(true)?;
             become_harness("bench-rafs", rest)
@@ -45,11 +50,12 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
 
 fn become_harness(name: &str, arguments: &[OsString]) -> Result<()> {
     // `inside` lends a container the host's programs.
-    let packages = ["--package=snapshot-benches", "--package=snapshot-tests"];
+    let packages = ["--package=snapshot-benches", "--package=snapshot-tests", "--package=snapshot-engine"];
     shell::run(shell::cargo().args(["build", "--release"]).args(packages).args([
         "--bin",
         name,
         "--bin=inside",
+        "--bin=snapshot-engine",
     ]))?;
     let program = workspace::target().join("release").join(name);
     let error = shell::program(&program).args(arguments).env("NYDUS_BIN", workspace::tools_bin()).exec();

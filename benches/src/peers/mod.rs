@@ -32,11 +32,13 @@ mod room;
 mod runc;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
 use snapshot_engine::container::Target;
 use snapshot_engine::model::nanos::Nanos;
+use snapshot_engine::model::pid::Pid;
 
 pub use layer::{Layer, Load};
 
@@ -120,6 +122,15 @@ pub fn one(name: &'static str, place: &Path, init: Option<&Path>) -> Result<Box<
 
 /// Where programs are looked for. Packages' own come first: a client of another version than its daemon may lie in `/usr/local`.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
+
+/// A program in the namespaces of a room, by a process that lives there, with nothing of our environment; `home` is its directory.
+#[must_use]
+pub fn inside(witness: Pid, home: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--mount", "--pid", "--target", &witness.to_string(), "--"]).args(words);
+    command.env_clear().env("PATH", PATH).env("HOME", home).current_dir(home).stdin(Stdio::null());
+    command
+}
 
 fn which(program: &str) -> Option<PathBuf> {
     std::env::split_paths(PATH).map(|dir| dir.join(program)).find(|file| file.is_file())

@@ -7,7 +7,6 @@ use std::sync::PoisonError;
 
 use rustix::fs::SeekFrom;
 
-use crate::kernel::beneath::stat_fd;
 use crate::kernel::descent::Opener;
 use crate::kernel::uring::{Buf, Ring};
 use crate::kernel::{holes, writeback};
@@ -148,10 +147,9 @@ impl Worker<'_, '_> {
         let failed = |source| ChunkError::Read { path: self.shared.path(file), source };
         let way = self.opener.way(self.shared.job.dirs, source.dir);
         let dir = self.opener.open(way).map_err(failed)?;
-        let fd = dir.open_file(&source.name).map_err(failed)?;
-        let stat = stat_fd(fd.as_fd()).map_err(failed)?;
+        let (fd, stat) = dir.open_file(&source.name).map_err(failed)?;
         let changed = |what| Err(ChunkError::Changed { path: self.shared.path(file), what });
-        if !stat.is_file() || stat.ino != source.ino {
+        if stat.ino != source.ino {
             return changed("it is another file");
         }
         if stat.size != source.size {

@@ -139,7 +139,7 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
 
 /// A text of the image's, never through one of its links; empty if it has none.
 fn text(rootfs: &Path, path: &CStr) -> String {
-    let file = Dir::open(rootfs).and_then(|root| root.open_file(path)).map(fs::File::from);
+    let file = Dir::open(rootfs).and_then(|root| root.open_file(path)).map(|(file, _)| fs::File::from(file));
     file.and_then(|file| std::io::read_to_string(file.take(MAX_TEXT))).unwrap_or_default()
 }
 

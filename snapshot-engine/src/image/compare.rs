@@ -165,7 +165,7 @@ impl Compare {
             self.differ(path, "another link target".to_owned());
         }
         if a.is_file() && a.size == b.size && a.size > 0 {
-            self.content(&left.open_file(name)?, &right.open_file(name)?, a.size, path)?;
+            self.content(&left.open_file(name)?.0, &right.open_file(name)?.0, a.size, path)?;
         }
         Ok(a.is_dir())
     }

@@ -82,7 +82,7 @@ pub(super) fn walk(
     without: Option<&PathGlobs>,
 ) -> Result<Walked, ImageError> {
     let failed = |source| ImageError::Walk { path: layer.to_owned(), source };
-    let root = Dir::open(layer).map_err(failed)?;
+    let root = Dir::enclose(layer).map_err(failed)?;
     let fd = std::os::fd::AsFd::as_fd(&root);
     let root_meta = meta(&stat_fd(fd).map_err(failed)?, xattrs_fd(fd).map_err(failed)?);
     let walk = Walk {
@@ -218,13 +218,15 @@ fn assemble(
     let mut at = 0;
     while let Some(&(dir, listing)) = order.get(at) {
         at += 1;
-        let mut children = BTreeMap::new();
-        for entry in std::mem::take(&mut listings[listing]) {
+        let found = std::mem::take(&mut listings[listing]);
+        // Sorted already: the map is then built in one go.
+        let mut children = Vec::with_capacity(found.len());
+        for entry in found {
             let Found { name, stat, xattrs, target, listing: below } = entry;
             let key = (stat.dev, stat.ino);
             let linkable = stat.nlink > 1 && !stat.is_dir();
             if let Some(id) = linked.get(&key).filter(|_| linkable) {
-                children.insert(name.to_bytes().into(), *id);
+                children.push((name.to_bytes().into(), *id));
                 continue;
             }
             let id =
@@ -267,9 +269,9 @@ fn assemble(
             if linkable {
                 linked.insert(key, id);
             }
-            children.insert(name.to_bytes().into(), id);
+            children.push((name.to_bytes().into(), id));
         }
-        nodes[dir.index()].kind = Kind::Dir(children);
+        nodes[dir.index()].kind = Kind::Dir(BTreeMap::from_iter(children));
     }
     Ok((Tree::from_nodes(nodes)?, sources, source_nodes))
 }

@@ -3,8 +3,8 @@
 //! A container owns the tree we walk and changes it while we do: a directory may become a symbolic link to
 //! `/etc` between two calls. So nothing here takes a path of more than the one component it opens, or it goes through
 //! `openat2(2)` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV`; files are opened `O_NOFOLLOW | O_NONBLOCK`
-//! (a FIFO cannot hold us) and `O_NOATIME` (reading leaves no trace). Nothing is opened for reading before an `O_PATH` descriptor of it
-//! has shown what it is: opening a device may rewind a tape or start a watchdog.
+//! (a FIFO cannot hold us) and `O_NOATIME` (reading leaves no trace). No device is opened, which may rewind a tape or start a watchdog: an
+//! `O_PATH` descriptor shows what something is before it is opened for reading, or the mount has no devices.
 //!
 //! The root of a container's tree is [enclosed](Dir::enclose): a mount of its own, where the kernel itself refuses whatever a bug here
 //! might try.
@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::enclosure;
+use super::xattr_list::list_at;
 pub use crate::model::inode::{Stat, Xattrs};
 
 /// The most bytes one inode's attribute names may take (`XATTR_LIST_MAX`, linux/limits.h).
@@ -44,12 +45,14 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
+    /// The mount is one of [`Dir::enclose`]: the kernel opens no device on it. What is opened beneath is on the same mount (`RESOLVE_NO_XDEV`).
+    enclosed: bool,
 }
 
 impl From<OwnedFd> for Dir {
     /// A directory that is open already.
     fn from(fd: OwnedFd) -> Dir {
-        Dir { fd }
+        Dir { fd, enclosed: false }
     }
 }
 
@@ -80,7 +83,7 @@ impl Dir {
     /// As `open(2)`.
     pub fn open(path: &Path) -> io::Result<Dir> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Dir { fd })
+        Ok(Dir { fd, enclosed: false })
     }
 
     /// Opens the root of a container's tree through a private mount of it: read-only, without devices, without links that are followed, without
@@ -94,7 +97,7 @@ impl Dir {
     /// As `open(2)`.
     pub fn enclose(path: &Path) -> io::Result<Dir> {
         match enclosure::of_path(path) {
-            Ok(fd) => Ok(Dir { fd }),
+            Ok(fd) => Ok(Dir { fd, enclosed: true }),
             Err(error) => {
                 tracing::debug!(?path, %error, "the tree is read without a mount of its own");
                 Dir::open(path)
@@ -133,19 +136,24 @@ impl Dir {
     /// # Errors
     /// As `openat2(2)`: `ENOTDIR` and `ELOOP` when it has become something else.
     pub fn open_dir(&self, name: &CStr) -> io::Result<Dir> {
-        Ok(Dir { fd: self.openat(name, READ | OFlags::DIRECTORY)? })
+        Ok(Dir { fd: self.openat(name, READ | OFlags::DIRECTORY)?, enclosed: self.enclosed })
     }
 
-    /// Opens a regular file below this one for reading, and nothing else: what has the name is looked at before it is opened.
+    /// Opens a regular file below this one for reading, and nothing else; what it is now. For trees that nobody changes: on an
+    /// [enclosed](Dir::enclose) one a FIFO that has just taken the name is opened and closed again.
     ///
     /// # Errors
-    /// As `openat2(2)`; `EINVAL` when it is no regular file.
-    pub fn open_file(&self, name: &CStr) -> io::Result<OwnedFd> {
-        let place = self.open_path(name)?;
-        if !stat_fd(place.as_fd())?.is_file() {
-            return Err(Errno::INVAL.into());
+    /// As `openat2(2)`; `EINVAL` when it is no regular file, or `EACCES` for a device.
+    pub fn open_file(&self, name: &CStr) -> io::Result<(OwnedFd, Stat)> {
+        let regular = |stat: Stat| if stat.is_file() { Ok(stat) } else { Err(io::Error::from(Errno::INVAL)) };
+        if self.enclosed {
+            let fd = self.openat(name, READ)?;
+            let stat = regular(stat_fd(fd.as_fd())?)?;
+            return Ok((fd, stat));
         }
-        reopen(place.as_fd())
+        let place = self.open_path(name)?;
+        let stat = regular(stat_fd(place.as_fd())?)?;
+        Ok((reopen(place.as_fd())?, stat))
     }
 
     /// Opens any inode below this one as a location only (`O_PATH`): nothing is read and no device is woken.
@@ -232,10 +240,13 @@ impl Dir {
     /// # Errors
     /// As `listxattr(2)` and `getxattr(2)`; a file system without attributes has none.
     pub fn xattrs(&self, name: &CStr) -> io::Result<Xattrs> {
-        let path = in_proc(self.fd.as_fd(), Some(name));
+        let path = || in_proc(self.fd.as_fd(), Some(name));
         xattrs(
-            |list| rustix::fs::llistxattr(&path, list),
-            |key, value| rustix::fs::lgetxattr(&path, key, value),
+            |list| match list_at(self.fd.as_fd(), name, list) {
+                Some(listed) => listed,
+                None => rustix::fs::llistxattr(path(), list),
+            },
+            |key, value| rustix::fs::lgetxattr(path(), key, value),
         )
     }
 }
@@ -331,11 +342,16 @@ fn xattrs(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
 ) -> io::Result<Xattrs> {
-    let mut names = vec![0; 256];
+    // Most have few names or none.
+    let (mut few, mut many) = ([0; 256], Vec::new());
+    let mut names: &mut [u8] = &mut few;
     let len = loop {
-        match list(&mut names) {
+        match list(names) {
             Ok(len) => break len,
-            Err(Errno::RANGE) if names.len() < XATTR_LIST_MAX => names.resize(XATTR_LIST_MAX, 0),
+            Err(Errno::RANGE) if names.len() < XATTR_LIST_MAX => {
+                many.resize(XATTR_LIST_MAX, 0);
+                names = &mut many;
+            }
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             Err(e) => return Err(e.into()),
         }
@@ -405,12 +421,48 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_is_not_opened() -> io::Result<()> {
+    fn neither_a_fifo_nor_a_device_is_opened() -> io::Result<()> {
         let tree = tempfile::tempdir()?;
-        let path = tree.path().join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-        let refused = Dir::open(tree.path())?.open_file(c"fifo").unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        let at = |name: &str| tree.path().join(name);
+        let make = |name, kind, dev| {
+            rustix::fs::mknodat(rustix::fs::CWD, at(name), kind, Mode::RUSR | Mode::WUSR, dev)
+        };
+        make("fifo", rustix::fs::FileType::Fifo, 0)?;
+        std::fs::write(at("file"), "x")?;
+        // /dev/null; root's privilege.
+        let device = make("device", rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 3)).is_ok();
+        for root in [Dir::open(tree.path())?, Dir::enclose(tree.path())?] {
+            let refused = |name| root.open_file(name).unwrap_err().raw_os_error();
+            assert_eq!(refused(c"fifo"), Some(libc::EINVAL));
+            if device {
+                assert_eq!(refused(c"device"), Some(if root.enclosed { libc::EACCES } else { libc::EINVAL }));
+            }
+            let (_, stat) = root.open_file(c"file")?;
+            assert_eq!((stat.ino, stat.size), (root.stat(c"file")?.ino, 1));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn attributes_are_listed_with_and_without_the_newer_call() -> io::Result<()> {
+        let tree = tempfile::tempdir_in(".")?;
+        std::fs::write(tree.path().join("file"), "x")?;
+        std::os::unix::fs::symlink("file", tree.path().join("link"))?;
+        let dir = Dir::open(tree.path())?;
+        assert!(dir.xattrs(c"file")?.is_empty());
+        for (name, size) in [("user.long-enough-to-need-a-second-call", 300), ("user.a", 0)] {
+            dir.set_xattr(c"file", name.as_bytes(), &vec![b'v'; size])?;
+        }
+        let long: Vec<String> = (0..8).map(|n| format!("user.{n}{}", "-".repeat(40))).collect();
+        for name in &long {
+            dir.set_xattr(c"file", name.as_bytes(), b"v")?;
+        }
+        let here = dir.xattrs(c"file")?;
+        assert_eq!(here.len(), 2 + long.len());
+        let place = dir.open_path(c"file")?;
+        assert_eq!(here, xattrs_path(place.as_fd())?);
+        assert!(dir.xattrs(c"link")?.iter().all(|(name, _)| !name.starts_with(b"user.")), "the link's own");
+        assert_eq!(dir.xattrs(c"none").unwrap_err().raw_os_error(), Some(libc::ENOENT));
         Ok(())
     }
 

@@ -23,3 +23,4 @@ pub mod usage;
 pub mod watchdog;
 pub mod words;
 pub mod writeback;
+mod xattr_list;

@@ -213,24 +213,25 @@ impl Merger {
         let mut todo = vec![(root, self.view)];
         while let Some((dir, lower)) = todo.pop() {
             let Some(Node { kind: Kind::Dir(own), .. }) = self.nodes.get_mut(dir.index()) else { continue };
-            let own = std::mem::take(own);
+            let mut own = std::mem::take(own);
             let xattr_whiteouts = marks[dir.index() - base].has_xattr_whiteouts;
-            let mut merged = lower.and_then(|id| self.children(id)).cloned().unwrap_or_default();
-            for (name, id) in own {
+            let mut hidden = Vec::new();
+            for (name, id) in &own {
+                let id = *id;
                 let mark = &marks[id.index() - base];
                 if is_whiteout(&self.nodes[id.index()].kind, mark, xattr_whiteouts) {
-                    merged.remove(&name);
+                    hidden.push(name.clone());
                     continue;
                 }
                 match &self.nodes[id.index()].kind {
                     Kind::Dir(_) => {
-                        let below = if mark.opaque { None } else { self.below(lower, &name, mark) };
+                        let below = if mark.opaque { None } else { self.below(lower, name, mark) };
                         todo.push((id, below.filter(|id| self.children(*id).is_some())));
                     }
                     Kind::File(_) if mark.metacopy => {
-                        let below = self.below(lower, &name, mark).map(|id| &self.nodes[id.index()].kind);
+                        let below = self.below(lower, name, mark).map(|id| &self.nodes[id.index()].kind);
                         let Some(Kind::File(data)) = below else {
-                            return Err(OverlayError::NoData { name: name.into_vec() });
+                            return Err(OverlayError::NoData { name: name.to_vec() });
                         };
                         let data = data.clone();
                         self.nodes[id.index()].kind = Kind::File(data);
@@ -239,7 +240,17 @@ impl Merger {
                     }
                     _ => {}
                 }
-                merged.insert(name, id);
+            }
+            let mut merged = match lower.and_then(|id| self.children(id)) {
+                Some(lower) => {
+                    let mut merged = lower.clone();
+                    merged.append(&mut own);
+                    merged
+                }
+                None => own,
+            };
+            for name in hidden {
+                merged.remove(&name);
             }
             if let Some(node) = self.nodes.get_mut(dir.index()) {
                 node.kind = Kind::Dir(merged);
@@ -257,9 +268,9 @@ impl Merger {
         let mut todo = vec![(root, out.len())];
         out.push(self.shell(root));
         while let Some((from, to)) = todo.pop() {
-            let children = self.children(from).cloned().unwrap_or_default();
-            let mut names = BTreeMap::new();
-            for (name, id) in children {
+            let mut names = self.children(from).cloned().unwrap_or_default();
+            for named in names.values_mut() {
+                let id = *named;
                 let is_dir = self.children(id).is_some();
                 let new = match copied.get(&id) {
                     Some(new) if !is_dir => *new,
@@ -279,7 +290,7 @@ impl Merger {
                         new
                     }
                 };
-                names.insert(name, new);
+                *named = new;
             }
             out[to].kind = Kind::Dir(names);
         }

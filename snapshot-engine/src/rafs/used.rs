@@ -1,6 +1,6 @@
 //! The blobs and chunks that a tree's files refer to: what the tables of a bootstrap hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -20,8 +20,18 @@ pub(super) struct Used<'a> {
     pub(super) order: Vec<BlobIndex>,
     /// Position in `order` of each blob.
     renumbered: HashMap<BlobIndex, u8>,
-    /// Chunks with the offset in the first file that has them, in the order of the table.
-    pub(super) chunks: BTreeMap<(ChunkDigest, u8, u32), (ChunkRef, u64)>,
+    /// In the order of the table: by digest, blob, index.
+    pub(super) chunks: Vec<UsedChunk>,
+}
+
+/// A chunk of the table.
+pub(super) struct UsedChunk {
+    digest: ChunkDigest,
+    /// Of its blob.
+    number: u8,
+    chunk: ChunkRef,
+    /// Where it is in the first file that has it.
+    offset: u64,
 }
 
 impl<'a> Used<'a> {
@@ -34,7 +44,9 @@ impl<'a> Used<'a> {
         format: Format,
         path: impl Fn(usize) -> Vec<u8>,
     ) -> Result<Used<'a>, RafsError> {
-        let mut used = Used { blobs, order: Vec::new(), renumbered: HashMap::new(), chunks: BTreeMap::new() };
+        let mut used = Used { blobs, order: Vec::new(), renumbered: HashMap::new(), chunks: Vec::new() };
+        // Of each blob its number, and which of its chunks are here already.
+        let mut seen: Vec<Option<(u8, Vec<bool>)>> = vec![None; blobs.len()];
         for (at, id) in nodes {
             let Some(Kind::File(content)) = tree.get(id).map(|n| &n.kind) else { continue };
             let bad = || RafsError::Chunks { path: path(at) };
@@ -51,14 +63,22 @@ impl<'a> Used<'a> {
                 if !blob.format.goes_with(&format) {
                     return Err(RafsError::MixedFormats);
                 }
-                let number = match used.renumbered.get(&chunk.blob) {
-                    Some(number) => *number,
-                    None => used.add(chunk.blob)?,
+                let slot = seen.get_mut(usize::from(chunk.blob.0)).ok_or_else(bad)?;
+                let (number, seen) = match slot {
+                    Some(seen) => seen,
+                    None => slot.insert((used.add(chunk.blob)?, vec![false; blob.chunks.len()])),
                 };
-                used.chunks.entry((info.digest, number, chunk.index)).or_insert((*chunk, offset));
+                // It was found in this blob, so it has a place here.
+                let first =
+                    seen.get_mut(chunk.index as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+                let (digest, number) = (info.digest, *number);
+                if first {
+                    used.chunks.push(UsedChunk { digest, number, chunk: *chunk, offset });
+                }
                 offset += want;
             }
         }
+        used.chunks.sort_unstable_by_key(|used| (used.digest, used.number, used.chunk.index));
         Ok(used)
     }
 
@@ -135,7 +155,7 @@ impl<'a> Used<'a> {
     }
 
     pub(super) fn write_chunk_table(&self, out: &mut [u8]) {
-        let entries = self.chunks.values().filter_map(|(chunk, offset)| self.entry(chunk, *offset));
+        let entries = self.chunks.iter().filter_map(|used| self.entry(&used.chunk, used.offset));
         for (to, entry) in out.chunks_exact_mut(size_of::<ChunkEntry>()).zip(entries) {
             to.copy_from_slice(entry.as_bytes());
         }

@@ -12,7 +12,6 @@ use crate::chunk::ChunkError;
 use crate::chunk::convert::Source;
 use crate::image::ImageError;
 use crate::image::walk::Walked;
-use crate::kernel::beneath::stat_fd;
 use crate::kernel::descent::Opener;
 use crate::kernel::{holes, writeback};
 use crate::model::chunk::ChunkRef;
@@ -50,10 +49,9 @@ impl<'a> Contents<'a> {
 
         let way = opener.way(&walked.dirs, source.dir);
         let dir = opener.open(way).map_err(read)?;
-        let file = dir.open_file(&source.name).map_err(read)?;
-        let stat = stat_fd(file.as_fd()).map_err(read)?;
+        let (file, stat) = dir.open_file(&source.name).map_err(read)?;
         // What is opened must be what the walk saw.
-        if !stat.is_file() || stat.ino != source.ino {
+        if stat.ino != source.ino {
             return Err(changed("it is another file"));
         }
         if stat.size != source.size {
