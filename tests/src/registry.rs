@@ -1,4 +1,6 @@
-//! A real registry on the loopback, and a wire to it that can be slow, be watched and be cut.
+//! A real registry on the loopback, and ways to it: a wire that can be slow, be watched and be cut, and one that misbehaves by the request.
+
+mod faulty;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+pub use faulty::{Fault, Faulty, Then};
+
 /// Who may use it by which connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Security {
@@ -18,6 +22,8 @@ pub enum Security {
     Open,
     /// [`USER`] with [`PASSWORD`], TLS with a certificate by an authority of its own.
     Guarded,
+    /// Whoever shows a certificate by that authority, TLS with one by the same.
+    Mutual,
 }
 
 /// The user of a guarded registry.
@@ -58,11 +64,18 @@ impl Registry {
              storage: {{filesystem: {{rootdirectory: {at}/data}}}}\n"
         );
         let mut http = format!("addr: \"127.0.0.1:{port}\", secret: same-after-a-restart");
-        if security == Security::Guarded {
+        if security != Security::Open {
             certificates(dir.path())?;
+            let both = if security == Security::Mutual {
+                format!(", clientcas: [{at}/ca.crt]")
+            } else {
+                String::new()
+            };
+            http += &format!(", tls: {{certificate: {at}/server.pem, key: {at}/server.key{both}}}");
+        }
+        if security == Security::Guarded {
             fs::write(dir.path().join("htpasswd"), format!("{USER}:{HASH}\n"))?;
             config += &format!("auth: {{htpasswd: {{realm: test, path: {at}/htpasswd}}}}\n");
-            http += &format!(", tls: {{certificate: {at}/server.pem, key: {at}/server.key}}");
         }
         fs::write(dir.path().join("config.yml"), format!("{config}http: {{{http}}}\n"))?;
         let mut registry = Registry { child: None, dir, port };
@@ -114,10 +127,22 @@ impl Registry {
         self.local().to_string()
     }
 
-    /// The authority that has signed a guarded one's certificate.
+    /// The authority that has signed its certificate, unless it is open.
     #[must_use]
     pub fn authority(&self) -> PathBuf {
         self.dir.path().join("ca.crt")
+    }
+
+    /// A client's certificate by that authority, and its key.
+    #[must_use]
+    pub fn client(&self) -> [PathBuf; 2] {
+        ["client.pem", "client.key"].map(|name| self.dir.path().join(name))
+    }
+
+    /// Where it keeps its images; made when the first one arrives.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// What it complained about.
@@ -138,6 +163,10 @@ impl Registry {
             let certificates = self.dir.path().join("trusted");
             fs::create_dir_all(&certificates)?;
             fs::copy(self.authority(), certificates.join("ca.crt"))?;
+            // And these two for the one to show, where that is asked for.
+            let [certificate, key] = self.client();
+            fs::copy(certificate, certificates.join("client.cert"))?;
+            fs::copy(key, certificates.join("client.key"))?;
             command
                 .arg("--src-cert-dir")
                 .arg(certificates)
@@ -166,40 +195,41 @@ pub fn skopeo(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// An authority and a certificate for 127.0.0.1 by it.
+/// An authority, and by it a certificate for 127.0.0.1 and one for a client.
 fn certificates(dir: &Path) -> Result<()> {
-    let openssl = |words: &[&str]| -> Result<()> {
+    let openssl = |line: &str| -> Result<()> {
         let mut command = Command::new("openssl");
-        let output = command.args(words).current_dir(dir).output().context("openssl is needed")?;
-        ensure!(output.status.success(), "openssl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command.args(line.split(' ')).current_dir(dir).output().context("openssl is needed")?;
+        ensure!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     };
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let authority =
-        ["req", "-x509", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=test authority", "-days", "2"];
-    openssl(&[&authority[..], &key].concat())?;
-    openssl(
-        &[&["req", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=registry"][..], &key]
-            .concat(),
-    )?;
-    fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\n")?;
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.crt",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-out",
-        "server.pem",
-        "-days",
-        "2",
-        "-extfile",
-        "names",
-    ])
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 -keyout ca.key -out ca.crt -subj /CN=authority -days 2 {key}"))?;
+    for (name, usage) in
+        [("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")]
+    {
+        openssl(&format!("req -keyout {name}.key -out {name}.csr -subj /CN={name} {key}"))?;
+        fs::write(dir.join("usage"), format!("{usage}\n"))?;
+        let by = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile usage";
+        openssl(&format!("x509 -req -in {name}.csr -out {name}.pem {by}"))?;
+    }
+    Ok(())
+}
+
+/// As in the files and headers that hold credentials.
+#[must_use]
+pub fn base64(text: &str) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut coded = String::new();
+    for group in text.as_bytes().chunks(3) {
+        let bits =
+            group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for n in 0..4 {
+            let digit = alphabet[(bits >> (18 - 6 * n) & 63) as usize];
+            coded.push(if n <= group.len() { digit.into() } else { '=' });
+        }
+    }
+    coded
 }
 
 /// A wire to a registry: counts what goes to it, and lets no more than so much through in a second.

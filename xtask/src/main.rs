@@ -1,6 +1,7 @@
 //! The project's tasks, one file each: `cargo xtask --help` is the table of contents.
 
 mod bench;
+mod debian;
 mod ebpf;
 mod run;
 mod setup;

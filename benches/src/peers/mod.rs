@@ -104,13 +104,14 @@ pub fn all(place: &Path, init: Option<&Path>) -> Vec<Result<Box<dyn Peer>, Absen
     NAMES.into_iter().map(|name| one(name, place, init)).collect()
 }
 
-/// One peer by its name; see [`all`].
+/// One peer by its name; see [`all`]. `docker-store` is docker with its containerd image store, which is not among them.
 ///
 /// # Errors
 /// Why it is absent.
 pub fn one(name: &'static str, place: &Path, init: Option<&Path>) -> Result<Box<dyn Peer>, Absent> {
     let peer = match name {
         docker::NAME => docker::start(place),
+        docker::WITH_STORE => docker::start_with_store(place),
         podman::NAME => podman::start(place),
         containerd::NAME => containerd::start(place),
         runc::NAME => runc::start(place),

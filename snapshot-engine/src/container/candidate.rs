@@ -48,7 +48,7 @@ pub struct ImageRef {
 /// A container's snapshot at containerd: with it the layers can be asked for, mounted or pushed by containerd itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotKey {
-    /// containerd's socket.
+    /// containerd's socket; empty where docker says that there is one, and nobody who was asked is it.
     pub address: PathBuf,
     /// The namespace at containerd: `default`, `k8s.io`, `moby`.
     pub namespace: String,

@@ -45,6 +45,20 @@ pub enum Error {
         /// Where the runtime keeps that state.
         kept: PathBuf,
     },
+    /// A container of docker's does not run, and nobody who was asked has its layers.
+    #[error(
+        "container {reference:?} does not run, and docker does not say where its layers are; with the containerd image store its containerd does, \
+         and none that was asked has them (snapshotter {snapshotter}, namespace {namespace}); give the socket of docker's containerd with \
+         --containerd-address, or start the container"
+    )]
+    LayersElsewhere {
+        /// What was asked for.
+        reference: String,
+        /// Who has them there.
+        snapshotter: String,
+        /// And for whom.
+        namespace: String,
+    },
     /// The root file system is not an overlay.
     #[error(
         "the root of process {init} is {fs_type}, not an overlay: only containers with an overlayfs writable layer can be \

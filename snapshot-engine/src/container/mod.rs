@@ -156,7 +156,7 @@ pub fn find(reference: &ContainerRef, places: &Places) -> Result<Found, Error> {
     let shown = reference.to_string();
     let candidate = resolver::one(reference, places)?;
     match Target::of(&shown, &candidate) {
-        Err(Error::NotRunning { .. }) if candidate.layers.is_some() => {
+        Err(Error::NotRunning { .. }) if candidate.layers.is_some() || candidate.snapshot.is_some() => {
             Ok(Found::Stopped(Box::new(Stopped::of(&shown, candidate)?)))
         }
         other => Ok(Found::Running(Box::new(other?))),

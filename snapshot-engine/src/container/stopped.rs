@@ -42,10 +42,18 @@ impl Stopped {
     /// The stopped container that a candidate with layers is.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Permission`] when its upperdir is not there.
+    /// [`Error::LayersElsewhere`] and [`Error::NotRunning`] without layers; [`Error::Io`] or [`Error::Permission`] when its upperdir is not there.
     pub fn of(reference: &str, candidate: Candidate) -> Result<Stopped, Error> {
         let name = candidate.shown().to_owned();
-        let layers = candidate.layers.unwrap_or_default();
+        let Some(layers) = candidate.layers else {
+            let reference = reference.to_owned();
+            return Err(match candidate.snapshot {
+                Some(at) if at.address.as_os_str().is_empty() => {
+                    Error::LayersElsewhere { reference, snapshotter: at.snapshotter, namespace: at.namespace }
+                }
+                _ => Error::NotRunning { reference, init: Pid(0), kept: candidate.kept },
+            });
+        };
         let identity = identity(&layers.upper).map_err(|e| Error::io(&layers.upper, e))?;
         Ok(Stopped {
             reference: reference.to_owned(),

@@ -41,7 +41,7 @@ pub(super) fn load(
             tar.docker(content, name)?;
             tar.end().and_then(|mut parts| parts.flush()).map_err(DeliverError::io("pack", name))
         });
-        let answer = super::run(meter, post(socket, &daemon, receiver, limit));
+        let answer = super::run(meter, post(socket, &daemon, name, receiver, limit));
         packed = packer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         answer
     });
@@ -50,11 +50,11 @@ pub(super) fn load(
         (_, Err(DeliverError::Stopped)) => Err(DeliverError::Stopped),
         (_, Err(e @ DeliverError::Io { .. })) if !meter.is_stopped() && !broke(&e) => Err(e),
         (Err(e), _) => Err(e),
-        (Ok(()), Err(e)) => Err(e),
-        (Ok(()), Ok(())) => {
+        (Ok(_), Err(e)) => Err(e),
+        (Ok(id), Ok(())) => {
             let config = content.root()?.json["config"]["digest"].as_str().unwrap_or_default();
             Ok(Delivery {
-                digest: config.to_owned(),
+                digest: id.unwrap_or_else(|| config.to_owned()),
                 sent_bytes: meter.sent(),
                 sent: u32::try_from(content.blobs.len()).unwrap_or(u32::MAX),
                 ..Delivery::default()
@@ -73,12 +73,14 @@ pub(super) fn first(sockets: &[std::path::PathBuf]) -> &Path {
     there.map_or(Path::new("/run/docker.sock"), |socket| socket)
 }
 
+/// Sends the file. The image's id then, if the daemon says it.
 async fn post(
     socket: &Path,
     daemon: &str,
+    name: &str,
     parts: mpsc::Receiver<Bytes>,
     limit: Duration,
-) -> Result<(), DeliverError> {
+) -> Result<Option<String>, DeliverError> {
     let failed = |why: String| DeliverError::Daemon { daemon: daemon.to_owned(), why };
     let client = super::registry::client(|builder| Ok(builder.unix_socket(socket.to_owned()).no_proxy()))?;
     let body = reqwest::Body::wrap(Stream { parts });
@@ -100,8 +102,20 @@ async fn post(
     match complaint {
         Some(why) => Err(failed(said(&why))),
         None if !status.is_success() => Err(failed(format!("{status}: {}", said(&text)))),
-        None => Ok(()),
+        None => Ok(id(&client, name).await),
     }
+}
+
+/// What docker calls the image. By itself it keeps our config, whose digest is the id; in the containerd image store it writes a manifest of its own, and
+/// the id is the digest of that.
+async fn id(client: &reqwest::Client, name: &str) -> Option<String> {
+    let asked = async {
+        let answer = client.get(format!("http://localhost/images/{name}/json")).send().await?;
+        answer.error_for_status()?.text().await
+    };
+    let text = tokio::time::timeout(Duration::from_secs(10), asked).await.ok()?.ok()?;
+    let told: Value = serde_json::from_str(&text).ok()?;
+    told["Id"].as_str().map(str::to_owned)
 }
 
 /// A tar file, cut into parts for the one who sends it.

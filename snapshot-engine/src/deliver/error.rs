@@ -81,11 +81,21 @@ pub enum DeliverError {
         /// How long it was waited for.
         after: Duration,
     },
-    /// Its certificate is not one that we trust, or it wants one of ours.
+    /// Its certificate is not one that we trust, or it speaks no TLS that we do.
     #[error("no secure connection to {registry}: {why}")]
     Untrusted {
         /// The registry.
         registry: String,
+        /// What TLS says.
+        why: String,
+    },
+    /// It wants to see a certificate of ours, and not this one if it was shown one.
+    #[error("{registry} {}: {why}", if *shown { "does not take our certificate" } else { "wants a certificate of ours, and there is none" })]
+    Uncertified {
+        /// The registry.
+        registry: String,
+        /// Whether it was shown one.
+        shown: bool,
         /// What TLS says.
         why: String,
     },
@@ -171,6 +181,7 @@ impl Fault for DeliverError {
             | DeliverError::Unreachable { .. }
             | DeliverError::Hung { .. }
             | DeliverError::Untrusted { .. }
+            | DeliverError::Uncertified { .. }
             | DeliverError::Unauthorized { .. }
             | DeliverError::Refused { .. }
             | DeliverError::Protocol { .. }
@@ -189,7 +200,9 @@ impl Fault for DeliverError {
                 DeliverError::NydusForDocker { .. } => {
                     "push it to a registry, or give it to a containerd that has the nydus snapshotter (containerd:NAMESPACE/NAME:TAG)"
                 }
-                DeliverError::Tls { .. } => "give a file in PEM form that starts with -----BEGIN",
+                DeliverError::Tls { .. } => {
+                    "give a file in PEM form, which starts with -----BEGIN, and with a certificate its own key (--tls-key)"
+                }
                 DeliverError::Credentials { .. } => {
                     "mend that file or helper, or give --username and --password-stdin"
                 }
@@ -202,8 +215,14 @@ impl Fault for DeliverError {
                      delivers it"
                 }
                 DeliverError::Untrusted { .. } => {
-                    "give the certificate it is signed by with --tls-ca FILE (one of your own: --tls-cert and --tls-key), or accept any with \
-                     --target-insecure; then `snapshot-engine resume ID`"
+                    "give the certificate it is signed by with --tls-ca FILE, or accept any with --target-insecure; then `snapshot-engine resume ID`"
+                }
+                DeliverError::Uncertified { shown: false, .. } => {
+                    "give yours and its key: `snapshot-engine resume ID --tls-cert FILE --tls-key FILE`; the snapshot is kept"
+                }
+                DeliverError::Uncertified { shown: true, .. } => {
+                    "see that it has not expired and is by an authority that the registry knows, then \
+                     `snapshot-engine resume ID --tls-cert FILE --tls-key FILE`; the snapshot is kept"
                 }
                 DeliverError::Unauthorized { known: true, .. } => {
                     "check name, password and rights, then `snapshot-engine resume ID --username NAME --password-stdin`"

@@ -66,7 +66,7 @@ pub fn find(container: &ContainerRef, places: &Places) -> Result<Found, Error> {
 pub(super) fn not_found(e: container::Error) -> Error {
     use container::Error as E;
     let class = match &e {
-        E::NotFound { .. } | E::NotRunning { .. } => Class::NoContainer,
+        E::NotFound { .. } | E::NotRunning { .. } | E::LayersElsewhere { .. } => Class::NoContainer,
         E::Permission { .. } => Class::Permission,
         E::Io { source, .. } => class_of_io(source),
         E::Added { .. } => Class::Arguments,

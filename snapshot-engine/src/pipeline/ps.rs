@@ -158,10 +158,12 @@ fn running(row: &mut Row, target: &Target, options: &Options) -> Result<(), Stri
 }
 
 fn stopped(row: &mut Row, told: &Candidate) -> Result<(), String> {
-    if told.layers.is_none() {
-        return Err("it does not run, and its runtime does not say where its layers are".to_owned());
-    }
-    let stopped = Stopped::of(&told.id, told.clone()).map_err(|e| e.to_string())?;
+    let stopped = Stopped::of(&told.id, told.clone()).map_err(|e| match e {
+        Cannot::NotRunning { .. } => {
+            "it does not run, and its runtime does not say where its layers are".to_owned()
+        }
+        other => other.to_string(),
+    })?;
     row.upper.clone_from(&stopped.layers.upper);
     let walked = Dir::enclose(&stopped.layers.upper).and_then(|root| survey(&root, |_, _| {}));
     row.measured(walked.map_err(|e| e.to_string())?);

@@ -37,6 +37,8 @@ const DOCKER: Client = Client {
     remove: &["docker rm --force web"],
 };
 
+const DOCKER_STORE: Client = Client { peer: "docker-store", ..DOCKER };
+
 const PODMAN: Client = Client {
     peer: "podman",
     runtime: Runtime::Podman,
@@ -171,6 +173,12 @@ fn lives(client: &Client) -> Result<()> {
 #[test]
 fn a_docker_container_running_paused_stopped() -> Result<()> {
     lives(&DOCKER)
+}
+
+/// The same where the layers are snapshots of docker's containerd, which alone says where those of a stopped one are.
+#[test]
+fn a_container_of_docker_with_the_containerd_image_store_running_paused_stopped() -> Result<()> {
+    lives(&DOCKER_STORE)
 }
 
 #[test]

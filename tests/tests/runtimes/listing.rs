@@ -27,7 +27,16 @@ fn row<'a>(listing: &'a Value, name: &str) -> Result<&'a Value> {
 
 #[test]
 fn ps_says_what_a_snapshot_of_each_docker_container_would_be_like() -> Result<()> {
-    let Some(house) = House::open("docker")? else { return Ok(()) };
+    says_of_each("docker")
+}
+
+#[test]
+fn ps_says_the_same_of_docker_with_the_containerd_image_store() -> Result<()> {
+    says_of_each("docker-store")
+}
+
+fn says_of_each(peer: &'static str) -> Result<()> {
+    let Some(house) = House::open(peer)? else { return Ok(()) };
     docker(&house, "busy", COUNTING)?;
     docker(&house, "idle", SLEEP)?;
     docker(&house, "held", &format!("echo x >/data/held; {SLEEP}"))?;

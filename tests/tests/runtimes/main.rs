@@ -4,6 +4,7 @@
 //! one is a failure.
 
 mod bare;
+mod docker_store;
 mod kubelet;
 mod life;
 mod listing;

@@ -3,6 +3,7 @@
 
 pub(crate) mod apt;
 mod bpf;
+pub(crate) mod docker;
 mod tools;
 
 use anyhow::Result;
@@ -29,5 +30,6 @@ pub(crate) fn setup_for_peers() {
 
 /// The real runtimes, for their tests.
 pub(crate) fn setup_for_runtimes() -> Result<()> {
-    tools::ensure_runtimes()
+    tools::ensure_runtimes()?;
+    docker::ensure_with_store()
 }

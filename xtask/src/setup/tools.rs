@@ -56,8 +56,10 @@ const PEERS: [(&str, &str); 7] = [
     ("conmon", "conmon"),
 ];
 
-/// What the tests of the real runtimes need beyond these: the other low-level runtime, and what enters the namespaces that hold them.
-const RUNTIMES: [(&str, &str); 2] = [("crun", "crun"), ("nsenter", "util-linux")];
+/// What the tests of the real runtimes need beyond these: the other low-level runtime, what enters the namespaces that hold them, and what a user's own docker
+/// is started by.
+const RUNTIMES: [(&str, &str); 4] =
+    [("crun", "crun"), ("nsenter", "util-linux"), ("newuidmap", "uidmap"), ("rootlesskit", "rootlesskit")];
 
 /// The user space of the tests' containers. Only the static build runs in an empty root, and its program
 /// has the same name as the dynamic one, so the package is asked for and not the program.

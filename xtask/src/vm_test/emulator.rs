@@ -6,14 +6,13 @@
 //! ("accel/tcg: Always lock pages before translation"; no option avoids it but one thread for all processors, where a fence holds its own engine.)
 //! Debian 12 has 7.2, and a newer one in its backports: that is unpacked beside the kernels, and nothing is installed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::archive::{Index, numbers};
-use crate::{shell, workspace};
+use crate::debian::{self, numbers};
+use crate::shell;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -78,26 +77,11 @@ impl Emulator {
 }
 
 fn newer(mirror: Option<&str>) -> Result<Emulator> {
-    let place = workspace::tools().join("emulator");
-    fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
-    // Two clones would both fetch; the lock goes with the file.
-    let lock = fs::File::create(place.join("lock")).context("making the lock of the emulator")?;
-    lock.lock().context("waiting for another vm-test to fetch its emulator")?;
-    let unpacked = place.join("qemu");
-    if let Ok(kept) = Emulator::of_directory(&unpacked) {
-        return Ok(kept);
-    }
-    let index = Index::of_archive(&place.join("apt"), mirror, &[SUITE])?;
-    index.update()?;
-    let scratch = tempfile::tempdir_in(&place)?;
-    let fetched = index.unpack(&PACKAGES, scratch.path())?;
-    // It may need libraries that this machine does not have.
-    let found = Emulator::of_directory(&fetched)?;
-    anyhow::ensure!(found.is_mended(), "{SUITE} has {}", found.version);
-    // Whole or not at all: the name comes last.
-    let _ = fs::remove_dir_all(&unpacked);
-    fs::rename(&fetched, &unpacked).with_context(|| format!("renaming to {}", unpacked.display()))?;
-    Emulator::of_directory(&unpacked)
+    debian::kept("emulator/qemu", mirror, SUITE, &PACKAGES, |directory| {
+        let found = Emulator::of_directory(directory)?;
+        anyhow::ensure!(found.is_mended(), "it is {}", found.version);
+        Ok(found)
+    })
 }
 
 /// The version in what QEMU says of itself: the word behind "version".

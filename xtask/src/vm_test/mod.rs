@@ -10,7 +10,6 @@
 //!   report      what the output says, step by step                                           ──┘ that is not done
 //! ```
 
-mod archive;
 mod boot;
 mod cpio;
 mod emulator;
@@ -53,7 +52,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 2048)]
     memory: u32,
     /// Where Debian's archive is, if this machine's apt does not know; as apt's sources name it
-    #[arg(long, env = "SNAPSHOT_DEBIAN_MIRROR")]
+    #[arg(long, env = crate::debian::MIRROR)]
     mirror: Option<String>,
     /// Only tests whose name contains this
     filter: Option<String>,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::archive::{Index, numbers};
+use crate::debian::{Index, numbers};
 use crate::{shell, workspace};
 
 /// Debian's release that has both series, with its security updates.

@@ -149,7 +149,7 @@ impl Daemon for Docker {
                 return Candidate { snapshot: Some(snapshot), layers: Some(layers), ..candidate };
             }
         }
-        candidate
+        Candidate { snapshot: Some(snapshot), ..candidate }
     }
 }
 
@@ -189,9 +189,10 @@ impl Docker {
 /// What the image with this id is for, and how it came about; nothing if it was removed since.
 async fn of_image(http: &mut Http, id: &str) -> Result<(Platform, Vec<History>), Failed> {
     let image: InspectedImage = http.get(&format!("/images/{id}/json")).await?.unwrap_or_default();
-    let steps: Vec<Step> = http.get(&format!("/images/{id}/history")).await?.unwrap_or_default();
+    // With the containerd image store, null of an image that has none.
+    let steps: Option<Option<Vec<Step>>> = http.get(&format!("/images/{id}/history")).await?;
     let InspectedImage { os, architecture, variant } = image;
-    let history = steps.into_iter().rev().map(History::from).collect();
+    let history = steps.flatten().unwrap_or_default().into_iter().rev().map(History::from).collect();
     Ok((Platform { os, architecture, variant }, history))
 }
 
@@ -231,6 +232,7 @@ impl From<Step> for History {
 mod tests {
     use super::super::Resolver as _;
     use super::*;
+    use crate::container::{Error, Stopped};
 
     /// What docker 20.10 and podman 4.3 have answered; the parts that are not read here are left out.
     fn recorded(text: &str) -> Candidate {
@@ -298,6 +300,10 @@ mod tests {
             let snapshot = candidate.snapshot.unwrap();
             assert_eq!((snapshot.namespace.as_str(), snapshot.snapshotter.as_str()), ("moby", "overlayfs"));
             assert_eq!(snapshot.key, candidate.id);
+            // Nobody has them: what to do is said.
+            let error = Stopped::of("web", recorded(&told.to_string())).unwrap_err();
+            assert!(matches!(error, Error::LayersElsewhere { .. }), "{error:?}");
+            assert!(error.to_string().contains("--containerd-address"), "{error}");
         }
     }
 
@@ -355,6 +361,10 @@ mod tests {
         // Of an image that was removed meanwhile nothing is known.
         let config = ask(Wanted::Named("web"), "b.sock", answers[..2].to_vec());
         assert!(config.history.is_empty() && config.platform == Platform::default());
+        let mut none = answers.clone();
+        none[3].1 = "null".to_owned();
+        let config = ask(Wanted::Named("web"), "d.sock", none);
+        assert!(config.history.is_empty() && config.platform.architecture == "arm64");
         let config = ask(Wanted::All, "c.sock", answers);
         assert!(config.history.is_empty(), "a list does not ask for it");
     }

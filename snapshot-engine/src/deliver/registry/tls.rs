@@ -22,8 +22,11 @@ pub(in crate::deliver) fn client(
         .retry(reqwest::retry::never())
         .connect_timeout(Duration::from_secs(10))
         .tcp_keepalive(Duration::from_secs(15));
-    dress(plain)?.build().map_err(|e| unusable(Path::new("TLS"), chain(&e)))
+    dress(plain)?.build().map_err(|e| unusable(Path::new(WHOLE), chain(&e)))
 }
+
+/// In the place of a file: what is wrong with all of them together.
+const WHOLE: &str = "TLS";
 
 /// The client for a registry.
 pub(super) fn of(access: &Access) -> Result<Client, DeliverError> {
@@ -45,6 +48,14 @@ pub(super) fn of(access: &Access) -> Result<Client, DeliverError> {
             builder = builder.identity(identity);
         }
         Ok(builder)
+    })
+    .map_err(|e| match (e, &access.tls_cert) {
+        // Each is what it should be, and they do not belong together.
+        (DeliverError::Tls { path, why }, Some(cert)) if path == Path::new(WHOLE) => {
+            let key = access.tls_key.as_ref().unwrap_or(cert);
+            unusable(key, format!("with the certificate `{}`: {why}", cert.display()))
+        }
+        (e, _) => e,
     })
 }
 

@@ -15,6 +15,7 @@ use oci_client::Reference;
 use oci_client::errors::OciEnvelope;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Url};
+use rustls::AlertDescription;
 
 use super::auth::Auth;
 use super::credentials::{self, Found};
@@ -32,6 +33,8 @@ pub(super) struct Wire<'a> {
     http: Client,
     base: Url,
     auth: Auth,
+    /// Whether we show a certificate.
+    certified: bool,
     policy: Policy,
     pub(super) target: Reference,
     pub(super) meter: &'a Meter,
@@ -150,7 +153,8 @@ impl<'a> Wire<'a> {
                 why: format!("that is not the name of a host: {e}"),
             })
         };
-        let mut wire = Wire { http: tls::of(access)?, base: base("https")?, auth, policy, target, meter };
+        let (http, certified) = (tls::of(access)?, access.tls_cert.is_some());
+        let mut wire = Wire { http, base: base("https")?, auth, certified, policy, target, meter };
         let plain = base("http")?;
         let mut tries = Tries::new(policy, meter);
         loop {
@@ -322,6 +326,10 @@ impl<'a> Wire<'a> {
                     let why = "it does not speak TLS".to_owned();
                     return Trouble::Lasting(DeliverError::Untrusted { registry, why });
                 }
+                Some(tls @ rustls::Error::AlertReceived(alert)) if is_of_our_certificate(*alert) => {
+                    let (shown, why) = (self.certified, tls.to_string());
+                    return Trouble::Lasting(DeliverError::Uncertified { registry, shown, why });
+                }
                 Some(
                     tls @ (rustls::Error::InvalidCertificate(_)
                     | rustls::Error::AlertReceived(_)
@@ -437,6 +445,24 @@ pub(in crate::deliver) fn chain(error: &reqwest::Error) -> String {
 fn is_no_secure_connection(trouble: &Trouble) -> bool {
     let (Trouble::Passing { error, .. } | Trouble::Lasting(error)) = trouble;
     matches!(error, DeliverError::Unreachable { .. } | DeliverError::Untrusted { .. })
+}
+
+/// Whether the other side says by this alert that it wants another certificate of ours, or any (RFC 8446, section 6.2). One that demands none sends none of these.
+fn is_of_our_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        alert,
+        A::CertificateRequired
+            | A::NoCertificate
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::DecryptError
+    )
 }
 
 /// What TLS says, if an error is one of it. As an error of I/O it is a content and no source, and may be one twice over.

@@ -1,89 +1,22 @@
 //! From a container into a real registry (distribution) and out of it again by skopeo: without and with credentials and TLS, cut off in the middle, and
-//! not there at all. Needs root.
+//! not there at all; with certificates that both sides show (`mutual`), and with everything on the way that may go wrong (`faults`). Needs root.
+
+mod faults;
+mod mutual;
+mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use snapshot_engine::demo::Seed;
-use snapshot_tests::engine::{self, Ended, Started, engine};
-use snapshot_tests::registry::{PASSWORD, Registry, Security, USER, Wire};
-use snapshot_tests::running::Running;
-use snapshot_tests::{host, root_or_skip};
+use snapshot_tests::engine::{self, Ended, Started};
+use snapshot_tests::registry::{PASSWORD, Registry, Security, USER, Wire, base64};
+use snapshot_tests::root_or_skip;
 
-const INIT: &str = env!("CARGO_BIN_EXE_demo-init");
-const BUSY: &str = "log=1:light,write-tick";
-
-/// A container, and a directory for everything of a test.
-struct Lab {
-    demo: Running,
-    dir: tempfile::TempDir,
-    programs: std::collections::BTreeSet<u32>,
-}
-
-impl Lab {
-    fn new(name: &str, bytes: u64) -> Result<Lab> {
-        let programs = host::programs();
-        let demo = Running::start(INIT, name, BUSY, Seed { files: 40, bytes })?;
-        let dir = tempfile::Builder::new().prefix("snapshot-push-").tempdir()?;
-        fs::create_dir(dir.path().join("home"))?;
-        Ok(Lab { demo, dir, programs })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn work(&self) -> String {
-        self.path("work").display().to_string()
-    }
-
-    /// A command of the engine for whom there are no credentials on this machine.
-    fn command(&self, words: &[&str], more: &[&str]) -> Command {
-        let mut command = engine(words.iter().chain(more));
-        command.args(["--work-dir", &self.work(), "--output", "json"]);
-        for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME"] {
-            command.env_remove(variable);
-        }
-        command.env("HOME", self.path("home")).env("XDG_RUNTIME_DIR", self.path("home"));
-        command
-    }
-
-    fn run(&self, words: &[&str], more: &[&str]) -> Result<Ended> {
-        Started::new(&mut self.command(words, more))?.end()
-    }
-
-    fn commit(&self, target: &str, more: &[&str]) -> Result<Ended> {
-        self.run(&["commit", self.demo.name(), target, "--max-pause", "50ms"], more)
-    }
-
-    /// What is known of the only snapshot.
-    fn only(&self) -> Result<Value> {
-        let mut all = engine::list(Path::new(&self.work()))?;
-        ensure!(all.len() == 1, "{all:#?}");
-        all.pop().context("just counted")
-    }
-
-    fn end(self) -> Result<()> {
-        self.demo.goes_on()?;
-        host::must_be_clean(&self.programs, self.dir.path())
-    }
-}
-
-/// Pulls an image and looks at all of it.
-fn must_be_whole(lab: &Lab, registry: &Registry, name: &str, digest: &Value) -> Result<()> {
-    let layout = lab.path("pulled");
-    registry.pull(name, &format!("oci:{}:back", layout.display()))?;
-    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
-    ensure!(index["manifests"][0]["digest"] == *digest, "{index:#}, and not {digest}");
-    let image = format!("oci:{}:back", layout.display());
-    engine::run(["image", "check", &image])?.must_succeed()?;
-    fs::remove_dir_all(layout)?;
-    Ok(())
-}
+use support::{Lab, must_be_whole};
 
 #[test]
 fn an_image_goes_into_a_registry_and_comes_out_the_same() -> Result<()> {
@@ -210,20 +143,6 @@ fn only_who_may_pushes_to_a_guarded_registry_and_no_secret_is_seen() -> Result<(
 
 fn holds(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|part| part == text.as_bytes())
-}
-
-fn base64(text: &str) -> String {
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut coded = String::new();
-    for group in text.as_bytes().chunks(3) {
-        let bits =
-            group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for n in 0..4 {
-            let digit = alphabet[(bits >> (18 - 6 * n) & 63) as usize];
-            coded.push(if n <= group.len() { digit.into() } else { '=' });
-        }
-    }
-    coded
 }
 
 #[test]

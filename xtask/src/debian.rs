@@ -1,4 +1,5 @@
-//! Debian's archive by the machine's apt: an index of packages, and unpacking some without installing them.
+//! Debian's archive by the machine's apt: an index of packages, and unpacking some without installing them. So a program of another release
+//! than the machine's is had without touching the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,32 +7,38 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell;
+use crate::{shell, workspace};
 
 /// What Debian's archive is signed with, as its package `debian-archive-keyring` installs it.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// Names a mirror where the machine's apt knows none.
+pub(crate) const MIRROR: &str = "SNAPSHOT_DEBIAN_MIRROR";
+
 /// An index of packages: the machine's (no options), or one of our own.
-pub(super) struct Index {
+pub(crate) struct Index {
     options: Vec<String>,
 }
 
 impl Index {
     /// What the machine's sources have.
-    pub(super) fn of_machine() -> Index {
+    pub(crate) fn of_machine() -> Index {
         Index { options: Vec::new() }
     }
 
     /// What these suites of Debian's archive have, kept in `apt`; from the mirror the machine uses, or the one given.
-    pub(super) fn of_archive(apt: &Path, mirror: Option<&str>, suites: &[&str]) -> Result<Index> {
+    pub(crate) fn of_archive(apt: &Path, mirror: Option<&str>, suites: &[&str]) -> Result<Index> {
         let mirror = match mirror {
             Some(mirror) => mirror.to_owned(),
             None => debian_in(&shell::output(
                 shell::program("apt-get").args(["indextargets", "--format", "$(ORIGIN) $(REPO_URI)"]),
             )?)
             .with_context(|| {
-                "this machine's apt knows no mirror of Debian, where the kernels are: name one with --mirror URL or in \
-                 SNAPSHOT_DEBIAN_MIRROR, as a line of Debian's sources.list would"
+                format!(
+                    "this machine's apt knows no mirror of Debian, whose {} is needed: name one in {MIRROR}, as a line of \
+                     Debian's sources.list would",
+                    suites.join(", ")
+                )
             })?,
         };
         if !Path::new(KEYRING).is_file() {
@@ -53,14 +60,13 @@ impl Index {
                 "Dir::Etc::SourceParts=/dev/null".to_owned(),
                 at("Dir::State::Lists", "lists"),
                 at("Dir::Cache", "archives"),
-                "APT::Architecture=amd64".to_owned(),
                 // The index lies in a directory of ours, which the user apt downloads as cannot enter.
                 "APT::Sandbox::User=root".to_owned(),
             ],
         })
     }
 
-    pub(super) fn apt(&self, program: &str) -> Command {
+    pub(crate) fn apt(&self, program: &str) -> Command {
         let mut command = shell::program(program);
         for option in &self.options {
             command.args(["-o", option]);
@@ -68,12 +74,12 @@ impl Index {
         command
     }
 
-    pub(super) fn update(&self) -> Result<()> {
+    pub(crate) fn update(&self) -> Result<()> {
         shell::quiet(self.apt("apt-get").args(["update", "--quiet=2", "-o", "APT::Update::Error-Mode=any"]))
     }
 
     /// The files of packages, in a directory below `scratch`, which is empty.
-    pub(super) fn unpack(&self, packages: &[&str], scratch: &Path) -> Result<PathBuf> {
+    pub(crate) fn unpack(&self, packages: &[&str], scratch: &Path) -> Result<PathBuf> {
         let download =
             || shell::quiet(self.apt("apt-get").arg("download").args(packages).current_dir(scratch));
         if let Err(error) = download() {
@@ -94,8 +100,38 @@ impl Index {
     }
 }
 
+/// Packages of a suite, fetched and unpacked the first time, and then kept with the tools in the directory of this name. `open` makes of that directory what is
+/// wanted, and fails unless it is there and works.
+pub(crate) fn kept<T>(
+    name: &str,
+    mirror: Option<&str>,
+    suite: &str,
+    packages: &[&str],
+    open: impl Fn(&Path) -> Result<T>,
+) -> Result<T> {
+    let unpacked = workspace::tools().join(name);
+    let place = unpacked.parent().unwrap_or(&unpacked);
+    fs::create_dir_all(place).with_context(|| format!("creating {}", place.display()))?;
+    // Two clones would both fetch; the lock goes with the file.
+    let lock = fs::File::create(place.join("lock")).context("making the lock of the tools")?;
+    lock.lock().context("waiting for another setup to fetch it")?;
+    if let Ok(kept) = open(&unpacked) {
+        return Ok(kept);
+    }
+    let index = Index::of_archive(&place.join("apt"), mirror, &[suite])?;
+    index.update()?;
+    let scratch = tempfile::tempdir_in(place)?;
+    let fetched = index.unpack(packages, scratch.path())?;
+    // It may need libraries that this machine does not have.
+    open(&fetched).with_context(|| format!("{} of {suite}", packages.join(" ")))?;
+    // Whole or not at all: the name comes last.
+    let _ = fs::remove_dir_all(&unpacked);
+    fs::rename(&fetched, &unpacked).with_context(|| format!("renaming to {}", unpacked.display()))?;
+    open(&unpacked)
+}
+
 /// The numbers in a name, to compare versions by.
-pub(super) fn numbers(name: &str) -> Vec<u64> {
+pub(crate) fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
