@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -19,6 +19,7 @@ use snapshot_engine::reader::export::{self, export};
 use snapshot_engine::reader::unpack::{Options, unpack};
 use snapshot_engine::reader::{Opened, Source, open};
 use snapshot_tests::engine::engine;
+use snapshot_tests::everything::xattr;
 use snapshot_tests::images::{engine_image, nydus_create, plain_tree, whole_tree};
 use snapshot_tests::judges::judge;
 use snapshot_tests::root_or_skip;
@@ -439,8 +440,13 @@ fn a_writable_mount_keeps_what_is_written_where_it_was_told_to() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let source = dir.path().join("source");
     whole_tree(&source)?;
+    // The root is part of the image as well.
+    chown(&source, Some(7), Some(8))?;
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o1551))?;
+    xattr(&source, "user.root", b"the image's")?;
     let at = dir.path().join("at");
     fs::create_dir(&at)?;
+    let mode = |path: &Path| fs::metadata(path).map(|stat| stat.permissions().mode() & 0o7777);
     for word in ["none", "zstd"] {
         let kept = dir.path().join(format!("kept-{word}"));
         fs::create_dir(&kept)?;
@@ -452,11 +458,13 @@ fn a_writable_mount_keeps_what_is_written_where_it_was_told_to() -> Result<()> {
         ensure!(mounted(&[&name, &at, rw, rw_dir, &kept])?["rw"] == true);
         fs::write(at.join(format!("new-{word}")), "written")?;
         fs::remove_file(at.join("many/linked"))?;
+        fs::set_permissions(&at, fs::Permissions::from_mode(0o711))?;
         ensure!(image("unmount", &[&at])?.status.success());
         ensure!(fs::read_to_string(kept.join(format!("upper/new-{word}")))? == "written");
         // Mounted again it is there; without the directory, the image is as it was, and nothing is left.
         mounted(&[&name, &at, rw, rw_dir, &kept])?;
         ensure!(at.join(format!("new-{word}")).exists() && !at.join("many/linked").exists());
+        ensure!(mode(&at)? == 0o711, "{:o}", mode(&at)?);
         ensure!(image("unmount", &[&at])?.status.success());
         mounted(&[&name, &at, rw])?;
         must_be_equal(&source, &at).with_context(|| word.to_owned())?;

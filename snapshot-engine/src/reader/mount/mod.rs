@@ -14,16 +14,21 @@ mod room;
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{Opened, ReaderError};
 use crate::image::mount::mount_persistent;
+use crate::kernel::beneath::{Dir, stat_fd, xattrs_fd};
 use crate::kernel::signals;
 use crate::model::chunk::FsVersion;
 use room::{Room, State};
@@ -248,14 +253,18 @@ pub fn over(tree: &Path, at: &Path, rw_dir: &Path) -> Result<(), ReaderError> {
 
 fn overlay(room: &Room, lower: &Path, at: &Path, rw_dir: Option<&Path>) -> Result<(), ReaderError> {
     let make = |path: PathBuf| match std::fs::create_dir(&path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(ReaderError::io("make", &path)(e)),
-        _ => Ok(path),
+        Ok(()) => Ok((path, true)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok((path, false)),
+        Err(e) => Err(ReaderError::io("make", &path)(e)),
     };
     let dir = match rw_dir {
         Some(dir) => dir.canonicalize().map_err(ReaderError::io("find the directory", dir))?,
         None => room.dir.clone(),
     };
-    let (upper, work) = (make(dir.join("upper"))?, make(dir.join("work"))?);
+    let ((upper, new), (work, _)) = (make(dir.join("upper"))?, make(dir.join("work"))?);
+    if new {
+        as_root_of(lower, &upper).map_err(ReaderError::io("give the image's attributes to", &upper))?;
+    }
     let refused = |source: rustix::io::Errno| ReaderError::Mount { at: at.to_owned(), source: source.into() };
     let mut data = Vec::new();
     for (key, path) in [("lowerdir=", lower), (",upperdir=", &upper), (",workdir=", &work)] {
@@ -265,6 +274,26 @@ fn overlay(room: &Room, lower: &Path, at: &Path, rw_dir: Option<&Path>) -> Resul
     let data = CString::new(data).map_err(|_| refused(rustix::io::Errno::INVAL))?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
     rustix::mount::mount("overlay", at, "overlay", flags, Some(data.as_c_str())).map_err(refused)
+}
+
+/// Makes a new upperdir look like the root of what lies below it: an overlay shows its upper's owner, mode, attributes and time there (`ovl_getattr`), which
+/// would else be those of whoever mounts it.
+fn as_root_of(lower: &Path, upper: &Path) -> io::Result<()> {
+    let root = Dir::open(lower)?;
+    let stat = stat_fd(root.as_fd())?;
+    let attributes = xattrs_fd(root.as_fd())?;
+    rustix::fs::chown(upper, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))?;
+    rustix::fs::chmod(upper, Mode::from_raw_mode(stat.mode & 0o7777))?;
+    for (name, value) in attributes {
+        match rustix::fs::setxattr(upper, name, &value, XattrFlags::empty()) {
+            // Some file systems in memory cannot hold all. overlayfs' own copies go without them, too (`ovl_copy_xattr`).
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let time = Timespec { tv_sec: stat.mtime.0, tv_nsec: i64::from(stat.mtime.1) };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(rustix::fs::utimensat(CWD, upper, &times, AtFlags::empty())?)
 }
 
 /// What overlayfs would take for the end of a path or an option.
