@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 
 use super::contained::{Contained, Hosted, Operation, Remove, words};
-use super::room::Room;
+use super::room::{Cgroups, Room};
 use super::{Layer, Peer, Running, image, need, version_in};
 
 pub(super) const NAME: &str = "containerd";
 
-pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
+pub(super) fn start(place: &Path, cgroups: Cgroups) -> Result<Box<dyn Peer>> {
     need(&["containerd", "ctr", "runc"])?;
-    let room = Arc::new(Room::open(place, NAME)?);
+    let room = Arc::new(Room::open(place, NAME, cgroups)?);
     // Whatever the host's configuration says: it names the host's own directories.
     let config = room.dir().join("config.toml");
     // The part for Kubernetes looks for networks and images of its own.

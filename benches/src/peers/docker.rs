@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 
 use super::contained::{DockerLike, Hosted};
-use super::room::Room;
+use super::room::{Cgroups, Room};
 use super::{Layer, PATH, Peer, Running, image, need, version_in, which};
 
 pub(super) const NAME: &str = "docker";
@@ -33,18 +33,18 @@ const DAEMON: [&str; 6] = [
     "--data-root",
 ];
 
-pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
+pub(super) fn start(place: &Path, cgroups: Cgroups) -> Result<Box<dyn Peer>> {
     need(&["dockerd", "docker", "containerd", "runc"])?;
-    let room = Arc::new(Room::open(place, NAME)?);
+    let room = Arc::new(Room::open(place, NAME, cgroups)?);
     let mut daemon = room.command("dockerd");
     daemon.args(DAEMON).arg(room.dir().join("data")).arg("--storage-driver=overlay2");
     serve(NAME, room, daemon)
 }
 
-pub(super) fn start_with_store(place: &Path) -> Result<Box<dyn Peer>> {
+pub(super) fn start_with_store(place: &Path, cgroups: Cgroups) -> Result<Box<dyn Peer>> {
     need(&["docker", "runc"])?;
     let (program, path) = with_store()?;
-    let room = Arc::new(Room::open(place, WITH_STORE)?);
+    let room = Arc::new(Room::open(place, WITH_STORE, cgroups)?);
     // Whatever the host's says. dockerd has no flag for features before version 28.
     let config = room.dir().join("daemon.json");
     fs::write(&config, r#"{"features":{"containerd-snapshotter":true}}"#)?;

@@ -1,7 +1,7 @@
-//! The image of the peers' containers, made without a network: one static busybox and a few empty directories.
+//! The image of the peers' containers, made without a network: one static busybox, a few empty directories and small files.
 //!
 //! ```text
-//!   DIR/root/            bin/busybox data/ dev/ etc/ proc/ sys/ tmp/          what runc gets as a lower layer
+//!   DIR/root/            bin/busybox data/ dev/ etc/ proc/ sys/ tmp/ base/    what runc gets as a lower layer
 //!   DIR/image.tar        manifest.json CONFIG.json layer.tar                  what the others load
 //! ```
 //!
@@ -23,6 +23,9 @@ pub(super) const NAME: &str = "localhost/snapshot-peer:latest";
 /// What the containers mount over, and where the layer goes.
 const DIRECTORIES: [&str; 8] = ["bin", "data", "dev", "etc", "proc", "run", "sys", "tmp"];
 
+/// Files for containers to delete and to replace.
+const FILES: [&str; 5] = ["deleted", "replaced", "kept", "opaque/old", "gone/old"];
+
 /// Makes the root directory.
 ///
 /// # Errors
@@ -34,6 +37,11 @@ pub(super) fn root(dir: &Path) -> Result<PathBuf> {
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).with_context(|| format!("copying {BUSYBOX}"))?;
     std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
+    for name in FILES {
+        let file = root.join("base").join(name);
+        fs::create_dir_all(file.parent().unwrap_or(&root))?;
+        fs::write(file, name)?;
+    }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\n")?;
     Ok(root)

@@ -41,6 +41,7 @@ use snapshot_engine::model::nanos::Nanos;
 use snapshot_engine::model::pid::Pid;
 
 pub use layer::{Layer, Load};
+pub use room::Cgroups;
 
 /// A way to stop a container.
 pub trait Peer: Send {
@@ -109,12 +110,25 @@ pub fn all(place: &Path, init: Option<&Path>) -> Vec<Result<Box<dyn Peer>, Absen
 /// # Errors
 /// Why it is absent.
 pub fn one(name: &'static str, place: &Path, init: Option<&Path>) -> Result<Box<dyn Peer>, Absent> {
+    one_with(name, place, init, Cgroups::AsHost)
+}
+
+/// The same with other cgroups: those of its room, so that they mean nothing to one that has none.
+///
+/// # Errors
+/// Why it is absent.
+pub fn one_with(
+    name: &'static str,
+    place: &Path,
+    init: Option<&Path>,
+    cgroups: Cgroups,
+) -> Result<Box<dyn Peer>, Absent> {
     let peer = match name {
-        docker::NAME => docker::start(place),
-        docker::WITH_STORE => docker::start_with_store(place),
-        podman::NAME => podman::start(place),
-        containerd::NAME => containerd::start(place),
-        runc::NAME => runc::start(place),
+        docker::NAME => docker::start(place, cgroups),
+        docker::WITH_STORE => docker::start_with_store(place, cgroups),
+        podman::NAME => podman::start(place, cgroups),
+        containerd::NAME => containerd::start(place, cgroups),
+        runc::NAME => runc::start(place, cgroups),
         freezer::NAME => freezer::start(place, init),
         _ => Err(anyhow::anyhow!("there is no such peer: {}", NAMES.join(", "))),
     };

@@ -8,16 +8,16 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
 
 use super::contained::{DockerLike, Hosted};
-use super::room::Room;
+use super::room::{Cgroups, Room};
 use super::{Layer, Peer, Running, image, need, version_in};
 
 pub(super) const NAME: &str = "podman";
 
-pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
+pub(super) fn start(place: &Path, cgroups: Cgroups) -> Result<Box<dyn Peer>> {
     need(&["podman", "conmon", "runc"])?;
     // It keeps a cache there, whatever its configuration says. The room can only cover a directory that is there; podman's first use makes it anyway.
     fs::create_dir_all("/var/lib/containers")?;
-    let room = Arc::new(Room::open(place, NAME)?);
+    let room = Arc::new(Room::open(place, NAME, cgroups)?);
     let dir = room.dir().to_str().context("the place must be UTF-8")?;
     let (storage, containers) = (storage(dir), containers());
     // The room's own `/etc`: no other command needs to be told where to look.

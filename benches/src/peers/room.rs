@@ -8,6 +8,7 @@
 //!   /run /dev/shm            empty, in memory: sockets, locks, state that runtimes keep at fixed places
 //!   /etc /opt /var/cache /var/lib/containers   as the host has them; what is written stays in memory
 //!   /proc                    of the room
+//!   /sys/fs/cgroup           the host's, or version 2 alone
 //!   everything else          the host's; the runtime's data lie in the room's own directory there
 //! ```
 //!
@@ -43,12 +44,13 @@ pub(super) const BUSYBOX: &str = "/bin/busybox";
 const START: Duration = Duration::from_secs(30);
 
 /// What the holder does. Its argument is the room's cgroup of the version 1 freezer, whose frozen tasks do not die before they are thawed.
-/// `wait` also reaps the orphans whose parent it becomes.
+/// Its second one is what [`Cgroups::commands`] gives. `wait` also reaps the orphans whose parent it becomes.
 const HOLDER: &str = r#"set -e
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t tmpfs -o mode=755 tmpfs /run
 $b mount -t tmpfs tmpfs /dev/shm
+eval "$2"
 for d in /etc /opt /var/cache /var/lib/containers; do
     [ -d $d ] || continue
     $b mkdir -p /run/private$d/upper /run/private$d/work
@@ -64,6 +66,30 @@ exec 3<&0
 echo ready
 wait $!
 "#;
+
+/// What there is at `/sys/fs/cgroup`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cgroups {
+    /// As the host has it.
+    AsHost,
+    /// Version 2 alone, as on a machine that has no version 1. A controller that the host has in a version 1 hierarchy is in no other; what version 2 can do
+    /// without controllers, freezing and killing among it, is there.
+    V2Only,
+}
+
+impl Cgroups {
+    /// Shell commands that make it so in a mount namespace of one's own.
+    #[must_use]
+    pub fn commands(self) -> &'static str {
+        match self {
+            Cgroups::AsHost => ":",
+            // All that lies below goes with it.
+            Cgroups::V2Only => {
+                "/bin/busybox umount -l /sys/fs/cgroup && /bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+            }
+        }
+    }
+}
 
 /// See the head of this file. Everything of it is gone on drop.
 #[derive(Debug)]
@@ -82,7 +108,7 @@ impl Room {
     ///
     /// # Errors
     /// When root or a program is missing, or the place is not suitable.
-    pub(super) fn open(place: &Path, purpose: &str) -> Result<Room> {
+    pub(super) fn open(place: &Path, purpose: &str, cgroups: Cgroups) -> Result<Room> {
         ensure!(rustix::process::geteuid().is_root(), "root is needed");
         ensure!(Path::new(BUSYBOX).is_file(), "{BUSYBOX} is needed (package: busybox-static)");
         fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
@@ -104,7 +130,7 @@ impl Room {
         let dir = place.join(group.name());
         fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
         let freezer = group.freezer();
-        let (mut holder, said) = match on_thread(|| hold(&freezer)) {
+        let (mut holder, said) = match on_thread(|| hold(&freezer, cgroups)) {
             Ok(held) => held,
             Err(error) => {
                 let _ = fs::remove_dir(&dir);
@@ -243,7 +269,7 @@ pub(super) fn shown(command: &Command) -> String {
 }
 
 /// Leaves the namespaces of the harness and starts the holder in new ones. Returns what it said first.
-fn hold(freezer: &Path) -> Result<(Child, String)> {
+fn hold(freezer: &Path, cgroups: Cgroups) -> Result<(Child, String)> {
     new_namespaces(UnshareFlags::NEWNS | UnshareFlags::NEWPID)?;
     // Mounts of the room must not come back; those that the host takes away must not be kept busy here.
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -251,6 +277,7 @@ fn hold(freezer: &Path) -> Result<(Child, String)> {
     let mut holder = Command::new(BUSYBOX)
         .args(["sh", "-c", HOLDER, "holder"])
         .arg(freezer)
+        .arg(cgroups.commands())
         .env_clear()
         .current_dir("/")
         .process_group(0)

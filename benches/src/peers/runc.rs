@@ -11,14 +11,14 @@ use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
 use super::contained::{Contained, Hosted, Operation, Remove, words};
-use super::room::Room;
+use super::room::{Cgroups, Room};
 use super::{Layer, Peer, Running, image, need, version_in};
 
 pub(super) const NAME: &str = "runc";
 
-pub(super) fn start(place: &Path) -> Result<Box<dyn Peer>> {
+pub(super) fn start(place: &Path, cgroups: Cgroups) -> Result<Box<dyn Peer>> {
     need(&["runc"])?;
-    let room = Arc::new(Room::open(place, NAME)?);
+    let room = Arc::new(Room::open(place, NAME, cgroups)?);
     image::root(room.dir())?;
     let version = version_in(&room.run(room.command("runc").arg("--version"))?);
     Ok(Box::new(Hosted { name: NAME, version, room, container }))

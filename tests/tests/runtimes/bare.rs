@@ -4,13 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use anyhow::{Result, ensure};
 use snapshot_engine::container::{Found, Places, find};
 use snapshot_engine::model::reference::Runtime;
 use snapshot_tests::bench::eventually;
 
-use super::support::{House, skip};
+use super::support::{CRUN, House, absent};
 
 #[test]
 fn podmans_service_and_its_storage_say_the_same() -> Result<()> {
@@ -56,40 +55,14 @@ fn podmans_service_and_its_storage_say_the_same() -> Result<()> {
     Ok(())
 }
 
-/// Starts a container from a bundle with an overlay of its own, in the room of runc.
-fn bundle(house: &House, runtime: &[&str], name: &str) -> Result<()> {
-    let dir = house.place.0.join(name);
-    for part in ["upper", "work", "merged", "root/bin"] {
-        fs::create_dir_all(dir.join(part))?;
-    }
-    for part in ["dev", "proc", "sys", "tmp"] {
-        fs::create_dir(dir.join("root").join(part))?;
-    }
-    fs::copy("/bin/busybox", dir.join("root/bin/busybox"))?;
-    let path = |part: &str| dir.join(part).display().to_string();
-    let options = format!("lowerdir={},upperdir={},workdir={}", path("root"), path("upper"), path("work"));
-    house.run(&["/bin/busybox", "mount", "-t", "overlay", "-o", &options, "overlay", &path("merged")])?;
-    house.run(&["/bin/busybox", "sh", "-c", &format!("cd {} && runc spec", dir.display())])?;
-    let file = dir.join("config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
-    config["process"]["terminal"] = json!(false);
-    config["process"]["args"] = json!(["/bin/busybox", "sleep", "1000"]);
-    config["process"].as_object_mut().context("no process")?.remove("rlimits");
-    config["root"] = json!({ "path": path("merged"), "readonly": false });
-    config["linux"]["cgroupsPath"] = json!(house.cgroup(name)?);
-    fs::write(&file, serde_json::to_vec(&config)?)?;
-    house.run(&[runtime, &["run", "--detach", "--bundle", &dir.to_string_lossy(), name]].concat()).map(drop)
-}
+const SLEEP: [&str; 3] = ["/bin/busybox", "sleep", "1000"];
 
 #[test]
 fn a_runc_container_in_another_namespace() -> Result<()> {
     let Some(house) = House::open("runc")? else { return Ok(()) };
-    bundle(&house, &["runc"], "web")?;
+    house.bundle(&["runc"], "web", &house.overlay("web")?, &SLEEP)?;
     let target = house.running("runc://web")?;
-    ensure!(
-        target.runtime == Runtime::Runc && target.config.command == ["/bin/busybox", "sleep", "1000"],
-        "{target:?}"
-    );
+    ensure!(target.runtime == Runtime::Runc && target.config.command == SLEEP, "{target:?}");
     ensure!(target.cgroup.freezer().is_some(), "{target:?}");
     ensure!(house.running("web")?.init == target.init, "without a scheme another");
     house.line("runc pause web")?;
@@ -105,31 +78,15 @@ fn a_runc_container_in_another_namespace() -> Result<()> {
     house.line("runc delete web").map(drop)
 }
 
-/// In hybrid mode it refuses to work as long as the version 2 hierarchy has a controller, so it does not get to see that hierarchy.
-const CRUN: [&str; 7] = [
-    "unshare",
-    "--mount",
-    "/bin/busybox",
-    "sh",
-    "-c",
-    "/bin/busybox umount /sys/fs/cgroup/unified 2>/dev/null; exec crun \"$@\"",
-    "crun",
-];
-
 #[test]
 fn a_crun_container_in_another_namespace() -> Result<()> {
     let Some(house) = House::open("runc")? else { return Ok(()) };
     if house.line("crun --version").is_err() {
-        ensure!(std::env::var_os("SNAPSHOT_REQUIRE_RUNTIMES").is_none(), "crun is absent");
-        skip("crun", "not installed");
-        return Ok(());
+        return absent("crun");
     }
-    bundle(&house, &CRUN, "web")?;
+    house.bundle(&CRUN, "web", &house.overlay("web")?, &SLEEP)?;
     let target = house.running("crun://web")?;
-    ensure!(
-        target.runtime == Runtime::Crun && target.config.command == ["/bin/busybox", "sleep", "1000"],
-        "{target:?}"
-    );
+    ensure!(target.runtime == Runtime::Crun && target.config.command == SLEEP, "{target:?}");
     ensure!(house.running("web")?.init == target.init, "without a scheme another");
     ensure!(target.cgroup.freezer().is_some(), "{target:?}");
     let cut = house.commit("crun://web", "running")?;

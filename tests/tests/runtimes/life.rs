@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use snapshot_benches::peers::Cgroups;
 use snapshot_engine::container::{Error, Found, Target, find, resolver};
 use snapshot_engine::model::reference::Runtime;
 use snapshot_tests::bench::eventually;
@@ -115,8 +116,8 @@ fn counted(frozen: &Path) -> Result<usize> {
     Ok(text.lines().count())
 }
 
-fn lives(client: &Client) -> Result<()> {
-    let Some(house) = House::open(client.peer)? else { return Ok(()) };
+fn lives(client: &Client, cgroups: Cgroups) -> Result<()> {
+    let Some(house) = House::open_with(client.peer, cgroups)? else { return Ok(()) };
     (client.start)(&house)?;
     let target = is_found(client, &house)?;
     let upper = target.overlay.upper.clone();
@@ -172,21 +173,36 @@ fn lives(client: &Client) -> Result<()> {
 
 #[test]
 fn a_docker_container_running_paused_stopped() -> Result<()> {
-    lives(&DOCKER)
+    lives(&DOCKER, Cgroups::AsHost)
+}
+
+#[test]
+fn a_docker_container_with_version_2_alone() -> Result<()> {
+    lives(&DOCKER, Cgroups::V2Only)
 }
 
 /// The same where the layers are snapshots of docker's containerd, which alone says where those of a stopped one are.
 #[test]
 fn a_container_of_docker_with_the_containerd_image_store_running_paused_stopped() -> Result<()> {
-    lives(&DOCKER_STORE)
+    lives(&DOCKER_STORE, Cgroups::AsHost)
 }
 
 #[test]
 fn a_podman_container_running_paused_stopped() -> Result<()> {
-    lives(&PODMAN)
+    lives(&PODMAN, Cgroups::AsHost)
+}
+
+#[test]
+fn a_podman_container_with_version_2_alone() -> Result<()> {
+    lives(&PODMAN, Cgroups::V2Only)
 }
 
 #[test]
 fn a_containerd_container_running_paused_stopped() -> Result<()> {
-    lives(&CONTAINERD)
+    lives(&CONTAINERD, Cgroups::AsHost)
+}
+
+#[test]
+fn a_containerd_container_with_version_2_alone() -> Result<()> {
+    lives(&CONTAINERD, Cgroups::V2Only)
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use snapshot_benches::peers::{self, Layer, Peer, Running};
+use serde_json::{Value, json};
+use snapshot_benches::peers::{self, Cgroups, Layer, Peer, Running};
+use snapshot_engine::container::cgroup::{Hierarchies, members};
 use snapshot_engine::container::{Found, Places, Target, find, process};
 use snapshot_engine::model::pid::Pid;
 use snapshot_tests::bench::{root, unique};
@@ -19,6 +21,20 @@ pub(crate) const IMAGE: &str = "localhost/snapshot-peer:latest";
 pub(crate) const COUNTING: &str =
     "i=0; while :; do i=$((i + 1)); echo line-$i >>/data/log; /bin/busybox usleep 2000; done";
 
+/// In hybrid mode it refuses to work as long as the version 2 hierarchy has a controller, so it does not get to see that hierarchy.
+pub(crate) const CRUN: [&str; 7] = [
+    "unshare",
+    "--mount",
+    "/bin/busybox",
+    "sh",
+    "-c",
+    "/bin/busybox umount /sys/fs/cgroup/unified 2>/dev/null; exec crun \"$@\"",
+    "crun",
+];
+
+/// What all containers that are started from a bundle have in their environment.
+pub(crate) const MARK: &str = "MARK=origin";
+
 /// Packages' own programs first: a client of another version than its daemon may lie in `/usr/local`.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
 
@@ -28,6 +44,7 @@ pub(crate) struct House {
     clients: Vec<Client>,
     container: Box<dyn Running>,
     _peer: Box<dyn Peer>,
+    cgroups: Cgroups,
     pub(crate) place: Place,
     /// Who started the first container: it lives in the room's namespaces.
     pub(crate) witness: Pid,
@@ -58,12 +75,17 @@ impl House {
     /// The runtime by this name, unless the machine lacks it: then the test says so. `cargo xtask test --tier runtimes` installs them all, and then one that
     /// is missing is a failure.
     pub(crate) fn open(name: &'static str) -> Result<Option<House>> {
+        House::open_with(name, Cgroups::AsHost)
+    }
+
+    /// The same with other cgroups, for the runtime and for the engine's command.
+    pub(crate) fn open_with(name: &'static str, cgroups: Cgroups) -> Result<Option<House>> {
         if !root() {
             return Ok(None);
         }
         let place = Place(Path::new("/var/lib/snapshot-engine").join(unique("runtimes-test")));
         fs::create_dir_all(&place.0)?;
-        let peer = match peers::one(name, &place.0, None) {
+        let peer = match peers::one_with(name, &place.0, None, cgroups) {
             Ok(peer) => peer,
             Err(absent) => {
                 let all = std::env::var_os("SNAPSHOT_REQUIRE_RUNTIMES").is_some();
@@ -74,7 +96,7 @@ impl House {
         };
         let container = peer.start(&Layer::default())?;
         let witness = process::stat(container.target().init)?.parent;
-        Ok(Some(House { clients: Vec::new(), container, _peer: peer, place, witness }))
+        Ok(Some(House { clients: Vec::new(), container, _peer: peer, cgroups, place, witness }))
     }
 
     /// A program in the room.
@@ -126,17 +148,70 @@ impl House {
         options: &[&str],
         script: &str,
     ) -> Result<String> {
+        self.docker_like_of(IMAGE, program, name, options, script)
+    }
+
+    /// The same of another image (or of what the last option says it is).
+    pub(crate) fn docker_like_of(
+        &self,
+        image: &str,
+        program: &str,
+        name: &str,
+        options: &[&str],
+        script: &str,
+    ) -> Result<String> {
         let parent = format!("--cgroup-parent={}", self.cgroup(name)?);
         let run = [program, "run", "--detach", "--network=none", "--name", name, &parent];
-        self.run(&[&run[..], options, &[IMAGE, "/bin/busybox", "sh", "-c", script]].concat())
+        self.run(&[&run[..], options, &[image, "/bin/busybox", "sh", "-c", script]].concat())
     }
 
     /// The same by `ctr`.
     pub(crate) fn ctr(&self, name: &str, options: &[&str], script: &str) -> Result<String> {
+        self.ctr_of(IMAGE, name, options, script)
+    }
+
+    /// The same of another image (or of what the last option says it is).
+    pub(crate) fn ctr_of(&self, image: &str, name: &str, options: &[&str], script: &str) -> Result<String> {
         let cgroup = self.cgroup(name)?;
         // It would ask for a weight, for which a version 2 hierarchy without controllers has no file.
         let run = ["ctr", "run", "--detach", "--null-io", "--cpu-shares", "0", "--cgroup", &cgroup];
-        self.run(&[&run[..], options, &[IMAGE, name, "/bin/busybox", "sh", "-c", script]].concat())
+        self.run(&[&run[..], options, &[image, name, "/bin/busybox", "sh", "-c", script]].concat())
+    }
+
+    /// A root of its own for a container named `name`: an overlay in the room, on the image's files.
+    pub(crate) fn overlay(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.place.0.join(name);
+        for part in ["upper", "work", "merged"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        let path = |part: &str| dir.join(part).display().to_string();
+        let lowers = &self.container.target().overlay.lowers;
+        let lower = lowers.last().context("no image")?.display();
+        let options = format!("lowerdir={lower},upperdir={},workdir={}", path("upper"), path("work"));
+        self.run(&["/bin/busybox", "mount", "-t", "overlay", "-o", &options, "overlay", &path("merged")])?;
+        Ok(dir.join("merged"))
+    }
+
+    /// Starts a container on that root by runc, crun or a wrapper of theirs.
+    pub(crate) fn bundle(&self, runtime: &[&str], name: &str, root: &Path, command: &[&str]) -> Result<()> {
+        let dir = self.place.0.join(name);
+        fs::create_dir_all(&dir)?;
+        self.run(&["/bin/busybox", "sh", "-c", &format!("cd {} && runc spec", dir.display())])?;
+        let file = dir.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let process = config["process"].as_object_mut().context("no process")?;
+        process.insert("terminal".into(), json!(false));
+        process.insert("args".into(), json!(command));
+        process.remove("rlimits");
+        config["process"]["env"].as_array_mut().context("no environment")?.push(json!(MARK));
+        config["root"] = json!({ "path": root, "readonly": false });
+        let linux = config["linux"].as_object_mut().context("no linux")?;
+        linux.insert("cgroupsPath".into(), json!(self.cgroup(name)?));
+        // crun raises the limit on locked memory for its program for devices, which takes CAP_SYS_RESOURCE.
+        linux.remove("resources");
+        fs::write(&file, serde_json::to_vec(&config)?)?;
+        self.run(&[runtime, &["run", "--detach", "--bundle", &dir.to_string_lossy(), name]].concat())
+            .map(drop)
     }
 
     /// The init of the first container.
@@ -165,7 +240,40 @@ impl House {
     /// The engine's command, told to look in here.
     pub(crate) fn engine(&self, words: &[&str]) -> Result<Ended> {
         let witness = self.witness.to_string();
-        engine::run(words.iter().copied().chain(["--runtimes-of", &witness]))
+        self.engine_alone(&[words, &["--runtimes-of", &witness]].concat())
+    }
+
+    /// The engine's command, outside. It sees the same cgroups as the room.
+    pub(crate) fn engine_alone(&self, words: &[&str]) -> Result<Ended> {
+        match &self.wrapper()[..] {
+            [] => engine::run(words),
+            wrapper => engine::run_under(&wrapper.iter().map(String::as_str).collect::<Vec<_>>(), words),
+        }
+    }
+
+    /// What runs a command so that it sees the same cgroups as the room.
+    pub(crate) fn wrapper(&self) -> Vec<String> {
+        if self.cgroups == Cgroups::AsHost {
+            return Vec::new();
+        }
+        let script = format!("{} && exec \"$@\"", self.cgroups.commands());
+        let unshare = ["unshare", "--mount", "--propagation", "private"];
+        let shell = ["/bin/busybox", "sh", "-c", &script, "engine"];
+        unshare.into_iter().chain(shell).map(str::to_owned).collect()
+    }
+
+    /// The first process of the container with this name, by its cgroup: also of one whose root is no overlay.
+    pub(crate) fn init_of(&self, name: &str) -> Result<Pid> {
+        let Hierarchies { v2, freezer_v1 } = Hierarchies::find()?;
+        let path = self.cgroup(name)?;
+        let dirs = v2.into_iter().chain(freezer_v1).map(|(point, _)| point.join(&path[1..]));
+        let first = |pid: &Pid| {
+            let status = fs::read_to_string(process::dir(*pid).join("status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            numbers.split_whitespace().next_back() == Some("1")
+        };
+        let mut members = dirs.filter(|dir| dir.is_dir()).filter_map(|dir| members(&dir).ok()).flatten();
+        members.find(first).with_context(|| format!("{name} does not run"))
     }
 
     /// Commits a container; the result as JSON.
@@ -183,6 +291,13 @@ impl House {
 /// Says that a runtime was not tried, to whoever runs the tests: what a test prints by the macros is shown only if it fails.
 pub(crate) fn skip(name: &str, why: &str) {
     let _ = writeln!(std::io::stdout(), "skipped: {name}: {why}");
+}
+
+/// A program is absent: a failure where all must be there.
+pub(crate) fn absent(name: &str) -> Result<()> {
+    ensure!(std::env::var_os("SNAPSHOT_REQUIRE_RUNTIMES").is_none(), "{name} is absent");
+    skip(name, "not installed");
+    Ok(())
 }
 
 /// The frozen upperdir of a result.
