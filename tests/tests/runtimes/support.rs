@@ -35,9 +35,6 @@ pub(crate) const CRUN: [&str; 7] = [
 /// What all containers that are started from a bundle have in their environment.
 pub(crate) const MARK: &str = "MARK=origin";
 
-/// Packages' own programs first: a client of another version than its daemon may lie in `/usr/local`.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
-
 /// A runtime, the namespaces that hold it, and a directory for the engine.
 pub(crate) struct House {
     // Dropped in this order: what is in the room, the room, what lies on disk.
@@ -101,11 +98,7 @@ impl House {
 
     /// A program in the room.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--mount", "--pid", "--target", &self.witness.to_string(), "--"]).args(words);
-        command.env_clear().env("PATH", PATH).env("HOME", &self.place.0).stdin(Stdio::null());
-        command.current_dir(&self.place.0);
-        command
+        peers::inside(self.witness, &self.place.0, words)
     }
 
     /// Runs one to its end. What it prints, trimmed.
