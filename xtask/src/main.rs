@@ -32,6 +32,9 @@ enum Task {
         /// Also what the tests need
         #[arg(long)]
         tests: bool,
+        /// Also the container runtimes that some of the tests are about, which are left out where they are missing
+        #[arg(long)]
+        runtimes: bool,
     },
     /// Build the eBPF programs into the object that the engine embeds
     Ebpf,
@@ -71,7 +74,7 @@ fn names() -> std::collections::BTreeSet<String> {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
-        Task::Setup { tests } => setup::setup(tests).map(|()| ExitCode::SUCCESS),
+        Task::Setup { tests, runtimes } => setup::setup_all(tests, runtimes).map(|()| ExitCode::SUCCESS),
         Task::Ebpf => ebpf::ebpf().map(|()| ExitCode::SUCCESS),
         Task::Run { arguments } => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::test(&arguments),

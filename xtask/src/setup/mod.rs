@@ -17,6 +17,12 @@ pub(crate) fn setup(tests: bool) -> Result<()> {
     Ok(())
 }
 
+/// The same, and with `runtimes` those too.
+pub(crate) fn setup_all(tests: bool, runtimes: bool) -> Result<()> {
+    setup(tests)?;
+    if runtimes { setup_for_runtimes() } else { Ok(()) }
+}
+
 /// The eBPF toolchain, and what boots other kernels.
 pub(crate) fn setup_for_guests() -> Result<()> {
     bpf::ensure()?;
