@@ -15,7 +15,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     turns: usize,
     /// Processes inside that overwrite a file each without pause; 0: a line to a log, 100 times a second
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     writers: u32,
     /// Where the results go, as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench-push/push.json")]

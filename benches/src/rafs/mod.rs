@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Where the CPU time of an uncompressed image goes (`perf record`, 1.4 GiB): half is the blob's SHA-256, by the processor's own instructions; it is the
-//! blob's name and has no parallel form, so nothing is faster than it (`SHA-256 alone`). A seventh is BLAKE3, as much the copies out of the page cache and into it.
+//! blob's name and has no parallel form, so nothing is faster than it (`SHA-256 alone`). A seventh is BLAKE3, a fifth the copies out of the page cache and into it.
 //! What is compressed is bound by the compressor, which is the same one in both: with two processors half of nydus-image's time, since that uses one.
 //!
 //! Times are from the start of the process to its end, medians over the turns. The blob is not synced to disk, by neither.
