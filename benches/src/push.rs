@@ -13,7 +13,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -151,8 +150,7 @@ impl Scene<'_> {
 
 /// docker's client beside its daemon. What it prints, trimmed.
 fn docker(witness: Pid, words: &[&str]) -> Result<String> {
-    let mut command: Command = inside(witness, Path::new("/"), &[&["docker"], words].concat());
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = inside(witness, Path::new("/"), &[&["docker"], words].concat()).output()?;
     ensure!(output.status.success(), "docker {words:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -38,6 +38,8 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
         Some((first, rest)) if first == "push" => {
             setup::setup(true)?;
             setup::setup_for_peers();
+            // It measures the command as users have it.
+            shell::run(shell::cargo().args(["build", "--release", "--package=snapshot-engine", "--bins"]))?;
             become_harness("bench-push", rest)
         }
         Some((first, rest)) if first == "rafs" => {
@@ -50,14 +52,18 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
 
 fn become_harness(name: &str, arguments: &[OsString]) -> Result<()> {
     // `inside` lends a container the host's programs.
-    let packages = ["--package=snapshot-benches", "--package=snapshot-tests", "--package=snapshot-engine"];
+    let packages = ["--package=snapshot-benches", "--package=snapshot-tests"];
     shell::run(shell::cargo().args(["build", "--release"]).args(packages).args([
         "--bin",
         name,
         "--bin=inside",
-        "--bin=snapshot-engine",
     ]))?;
-    let program = workspace::target().join("release").join(name);
-    let error = shell::program(&program).args(arguments).env("NYDUS_BIN", workspace::tools_bin()).exec();
+    let built = workspace::target().join("release");
+    let program = built.join(name);
+    let error = shell::program(&program)
+        .args(arguments)
+        .env("NYDUS_BIN", workspace::tools_bin())
+        .env("SNAPSHOT_ENGINE", built.join("snapshot-engine"))
+        .exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }

@@ -9,6 +9,7 @@
 //! The root of a container's tree is [enclosed](Dir::enclose): a mount of its own, where the kernel itself refuses whatever a bug here
 //! might try.
 
+use std::cell::LazyCell;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -240,13 +241,13 @@ impl Dir {
     /// # Errors
     /// As `listxattr(2)` and `getxattr(2)`; a file system without attributes has none.
     pub fn xattrs(&self, name: &CStr) -> io::Result<Xattrs> {
-        let path = || in_proc(self.fd.as_fd(), Some(name));
+        let path = LazyCell::new(|| in_proc(self.fd.as_fd(), Some(name)));
         xattrs(
             |list| match list_at(self.fd.as_fd(), name, list) {
                 Some(listed) => listed,
-                None => rustix::fs::llistxattr(path(), list),
+                None => rustix::fs::llistxattr(&**path, list),
             },
-            |key, value| rustix::fs::lgetxattr(path(), key, value),
+            |key, value| rustix::fs::lgetxattr(&**path, key, value),
         )
     }
 }

@@ -1,7 +1,6 @@
 //! A container's whole life at a real runtime, with a snapshot at every station: running under load, paused, stopped, started again, gone.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use snapshot_benches::peers::Cgroups;
@@ -11,6 +10,7 @@ use snapshot_tests::bench::eventually;
 use snapshot_tests::listing::{Depth, list, must_equal};
 
 use super::support::{COUNTING, House, IMAGE, frozen};
+use super::writers::counted;
 
 /// How a runtime's own client is told to do something to the container `web`.
 struct Client {
@@ -107,15 +107,6 @@ fn is_found(client: &Client, house: &House) -> Result<Target> {
     Ok(target)
 }
 
-/// Every line up to the last is there, whole: one instant of a file that is appended to.
-fn counted(frozen: &Path) -> Result<usize> {
-    let text = fs::read_to_string(frozen.join("data/log"))?;
-    for (at, line) in text.split_inclusive('\n').enumerate() {
-        ensure!(line == format!("line-{}\n", at + 1), "line {} is {line:?}", at + 1);
-    }
-    Ok(text.lines().count())
-}
-
 fn lives(client: &Client, cgroups: Cgroups) -> Result<()> {
     let Some(house) = House::open_with(client.peer, cgroups)? else { return Ok(()) };
     (client.start)(&house)?;
@@ -125,7 +116,7 @@ fn lives(client: &Client, cgroups: Cgroups) -> Result<()> {
     eventually("it writes", || lines() > 20);
 
     let cut = house.commit("web", "running")?;
-    let before = counted(&frozen(&cut)?)?;
+    let before = counted(&frozen(&cut)?.join("data/log"))?;
     ensure!(before > 20 && target.is_alive() && !target.cgroup.is_frozen()?, "{cut:#}");
     eventually("it goes on", || lines() > before + 20);
 
@@ -135,7 +126,7 @@ fn lives(client: &Client, cgroups: Cgroups) -> Result<()> {
     ensure!(target.cgroup.is_frozen()?, "the owner's pause was ended");
     ensure!(cut["gate"] == "none" && cut["pause_time"]["ns"] == 0, "{cut:#}");
     must_equal(&still, &list(&frozen(&cut)?, Depth::Copy)?)?;
-    counted(&frozen(&cut)?)?;
+    counted(&frozen(&cut)?.join("data/log"))?;
     client.tell(&house, client.resume)?;
 
     client.tell(&house, client.stop)?;

@@ -318,16 +318,9 @@ impl Cell<'_> {
         self.registry.pull(&image, &format!("oci:{layout}:t"))?;
         let judged = served_by_nydusd(Path::new(&layout), &dir, &reference.0)?;
         let (at, written) = (make(&dir, "rootfs")?, make(&dir, "written")?);
-        let words = ["image", "mount", &format!("{layout}:t"), &at.display().to_string(), "--rw", "--rw-dir"]
-            .map(str::to_owned);
-        self.second.run(
-            &[
-                &[&*engine::binary().to_string_lossy()],
-                &words.each_ref().map(String::as_str)[..],
-                &[&*written.to_string_lossy()],
-            ]
-            .concat(),
-        )?;
+        let (engine, image) = (engine::binary().to_string_lossy(), format!("{layout}:t"));
+        let words = [&engine, "image", "mount", &image, &at.to_string_lossy(), "--rw", "--rw-dir"];
+        self.second.run(&[&words[..], &[&written.to_string_lossy()]].concat())?;
         let seen = process::root(self.second.witness).join(at.strip_prefix("/")?);
         must_be_equal(&reference.0, &seen, ENTRIES, &[])?;
         let mut how = format!("`image mount`{judged}; ");
@@ -337,15 +330,13 @@ impl Cell<'_> {
         }
         if self.kind.peer == "runc" && !(self.kind.name == "crun" && self.column == HYBRID) {
             // crun refuses hybrid hierarchies with controllers in version 2.
-            self.run(&format!("{layout}:t"))?;
+            self.run(&image)?;
             how += "`snapshot-engine run`; ";
         }
         how += self.kind.nydus;
         Ok(how)
     }
-}
 
-impl Cell<'_> {
     /// What the engine's own `run` starts by this runtime sees what was written.
     fn run(&self, image: &str) -> Result<()> {
         let work = make(&self.second.place.0, "run")?.display().to_string();

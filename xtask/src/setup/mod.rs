@@ -17,10 +17,14 @@ pub(crate) fn setup(tests: bool) -> Result<()> {
     Ok(())
 }
 
-/// The same, and with `runtimes` those too.
+/// The same, and with `runtimes` the real runtimes, for their tests.
 pub(crate) fn setup_all(tests: bool, runtimes: bool) -> Result<()> {
     setup(tests)?;
-    if runtimes { setup_for_runtimes() } else { Ok(()) }
+    if runtimes {
+        tools::ensure_runtimes()?;
+        docker::ensure_with_store()?;
+    }
+    Ok(())
 }
 
 /// The eBPF toolchain, and what boots other kernels.
@@ -32,10 +36,4 @@ pub(crate) fn setup_for_guests() -> Result<()> {
 /// What the peers of the pause benchmark need, as far as it can be had.
 pub(crate) fn setup_for_peers() {
     tools::ensure_for_peers();
-}
-
-/// The real runtimes, for their tests.
-pub(crate) fn setup_for_runtimes() -> Result<()> {
-    tools::ensure_runtimes()?;
-    docker::ensure_with_store()
 }

@@ -42,10 +42,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     if root {
         setup::apt::need_root("run the tests against the kernel (`--tier unit` needs none)")?;
     }
-    setup::setup(root)?;
-    if arguments.tier == Tier::Runtimes {
-        setup::setup_for_runtimes()?;
-    }
+    setup::setup_all(root, arguments.tier == Tier::Runtimes)?;
     ebpf::ebpf()?;
 
     let mut tiers = Vec::new();
