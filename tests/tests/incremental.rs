@@ -63,6 +63,8 @@ impl Watch for Told {
 struct Bench {
     dir: tempfile::TempDir,
     upper: PathBuf,
+    /// The topmost first.
+    lowers: Vec<PathBuf>,
     format: Format,
     cuts: usize,
 }
@@ -79,7 +81,7 @@ impl Bench {
         for (n, size) in SIZES.into_iter().enumerate() {
             fs::write(upper.join(name(n)), noise(n as u64, size))?;
         }
-        Ok(Bench { dir, upper, format, cuts: 0 })
+        Ok(Bench { dir, upper, lowers: Vec::new(), format, cuts: 0 })
     }
 
     fn at(&self, n: usize, what: &str) -> PathBuf {
@@ -108,7 +110,9 @@ impl Bench {
     }
 
     fn request(&self, cut: usize, name: &str) -> Request {
-        request(self.dir.path(), name, self.format, &self.at(cut, "frozen"))
+        let mut request = request(self.dir.path(), name, self.format, &self.at(cut, "frozen"));
+        request.task.lowers.clone_from(&self.lowers);
+        request
     }
 
     /// The image of a cut, built on that of an earlier one.
@@ -288,6 +292,30 @@ fn only_a_changed_file_is_read_and_only_its_new_chunks_are_stored() -> Result<()
             ensure!(new.sum::<u64>() == 64 << 10, "{version:?} {layout}: {:?}", two.blobs);
         }
     }
+    Ok(())
+}
+
+#[test]
+fn chunks_that_a_lower_has_are_found_there_again() -> Result<()> {
+    let mut bench = Bench::new(format())?;
+    let lower = bench.dir.path().join("lower");
+    fs::create_dir(&lower)?;
+    let below = noise(77, 300_000);
+    fs::write(lower.join("below"), &below)?;
+    bench.lowers.push(lower);
+    // Two chunks of the lower's, and two of its own; and a file that has none of its own.
+    fs::write(bench.upper.join("mixed"), [&below[..128 << 10], &noise(78, 100_000)].concat())?;
+    fs::write(bench.upper.join("copied"), &below)?;
+    settle();
+    let first = bench.cut()?;
+    let before = bench.image(first, None)?;
+    fs::write(bench.upper.join(name(3)), noise(79, 65_536))?;
+    settle();
+    let second = bench.cut()?;
+    let image = bench.image(second, Some(first))?;
+    ensure!(image.taken_over_bytes == image.content_bytes - 65_536, "{image:?}");
+    bench.must_be_one_tree(&image, &bench.whole(second, &[])?)?;
+    ensure!(before.blobs.iter().all(|blob| image.blobs.contains(blob)), "{image:?}");
     Ok(())
 }
 

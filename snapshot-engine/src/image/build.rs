@@ -140,7 +140,7 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let source = layer::Source { dir: &task.upper, without: Some(&task.without), earlier: earlier.as_ref() };
     let upper = layer::convert(source, &blob_dir, known, own, options, progress)?;
     let (deduplicated, content_bytes, taken_over_bytes) = (upper.saved, upper.content, upper.taken_over);
-    let files = settled.as_ref().map(|settled| upper.chunks(|ino| settled.files.contains_key(&ino)));
+    let contents = settled.as_ref().map(|settled| upper.contents(|ino| settled.files.contains_key(&ino)));
     stack.add_tree(task.ids.seen(upper.tree));
     timings.upper = start.elapsed();
 
@@ -169,16 +169,17 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     progress.stage("image");
     let (layers, blobs) = stack.used(&boot.blobs, &store)?;
     let care = oci::Care { sync: task.sync, verify: task.resumed };
-    let layers = nydus::layers(&boot.bytes, request.format.version, &layers)?;
-    let content = oci::Content { layers: &layers, base: Base::Merged };
-    let manifest = oci::write(&task.target, content, &task.config, task.created, care)?;
-    if let (Some(own), Some(settled), Some(files)) = (&request.incremental, settled, files) {
-        let used: Vec<_> = (boot.blobs.iter().zip(&blobs))
-            .filter(|(index, _)| usize::from(index.0) >= first)
-            .filter_map(|(index, at)| Some((stack.blobs.get(usize::from(index.0))?, at)))
-            .collect();
-        own.remember(settled, request.format, &files, &stack.blobs, &used, task.sync);
-    }
+    let manifest = std::thread::scope(|scope| {
+        if let (Some(own), Some(settled), Some(contents)) = (&request.incremental, &settled, &contents) {
+            let used: Vec<_> =
+                boot.blobs.iter().copied().zip(&blobs).filter(|(i, _)| usize::from(i.0) >= first).collect();
+            let all = &stack.blobs;
+            scope.spawn(move || own.remember(settled, request.format, contents, all, &used, task.sync));
+        }
+        let layers = nydus::layers(&boot.bytes, request.format.version, &layers, task.workers)?;
+        let content = oci::Content { layers: &layers, base: Base::Merged };
+        oci::write(&task.target, content, &task.config, task.created, care)
+    })?;
     timings.oci = start.elapsed();
     Ok(Image {
         manifest,

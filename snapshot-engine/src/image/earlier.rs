@@ -13,9 +13,10 @@
 //! **Blobs do not pile up.** One of which less than half would still be used is left out: what was in it is read and stored again. So is
 //! everything once an image would refer to more than [`MOST_BLOBS`] of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -23,20 +24,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ImageBlob;
+use super::layer::Contents;
 use super::sealed::{self, Magic};
 use crate::chunk::blob::{ChunkKey, Known};
 use crate::chunk::convert::Source;
 use crate::kernel::beneath::{Dir, stat_fd};
-use crate::model::chunk::{Blob, ChunkRef, Format};
+use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
 use crate::model::identity::{Identity, Place, Realm, Settled};
 
 /// The most earlier blobs an image refers to.
 const MOST_BLOBS: usize = 32;
-/// The most chunks that are remembered, 36 bytes each: 2 TiB of files in chunks of 1 MiB. Larger layers are read whole.
+/// The most chunks that are remembered: 2 TiB of files in chunks of 1 MiB. Larger layers are read whole.
 const MOST_CHUNKS: usize = 1 << 21;
 
 const SETTLED: &Magic = b"snapshot-files 1";
-const MEMORY: &Magic = b"snapshot-known 1";
+const MEMORY: &Magic = b"snapshot-known 2";
 
 /// Where a snapshot keeps what it takes to build on another, and to be built on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,13 +69,18 @@ struct Kept {
     length: u64,
 }
 
-/// What an image knows of the files it was made of.
+/// What an image knows of the files it was made of. Flat: an earlier image of many small files is read in a moment.
 #[derive(Debug, Serialize, Deserialize)]
 struct Memory {
     realm: Realm,
     format: Format,
     blobs: Vec<Kept>,
-    files: Vec<(Identity, Vec<ChunkKey>)>,
+    /// Chunks in blobs that are not among these: those of lowers, which are found again by themselves.
+    others: Vec<ChunkKey>,
+    /// The files, and how many chunks each has.
+    files: Vec<(Identity, u32)>,
+    /// The chunks of one file after the other: positions in the chunks of all `blobs` with `others` behind them.
+    chunks: Vec<u32>,
 }
 
 /// An earlier image, as far as it serves an upper.
@@ -81,23 +88,26 @@ struct Memory {
 pub struct Earlier {
     /// Its blobs that are worth referring to, and where they are.
     pub(super) blobs: Vec<(Blob, PathBuf)>,
-    /// The chunks of frozen files, by inode number.
-    files: HashMap<u64, Vec<ChunkKey>>,
+    /// Which of `chunks` a frozen file has, by its inode number.
+    files: HashMap<u64, Range<usize>>,
+    /// Positions in `keys`.
+    chunks: Vec<u32>,
+    keys: Vec<ChunkKey>,
 }
 
 impl Earlier {
     /// The content of a file that need not be read. The chunks must be among the known ones.
     pub(super) fn content(&self, source: &Source, known: &Known) -> Option<Vec<ChunkRef>> {
-        let keys = self.files.get(&source.ino)?;
-        if bytes(keys) != source.size {
-            return None;
+        let chunks = self.chunks.get(self.files.get(&source.ino)?.clone())?;
+        let mut size = 0;
+        let mut names = Vec::with_capacity(chunks.len());
+        for at in chunks {
+            let key = self.keys.get(*at as usize)?;
+            size += u64::from(key.1);
+            names.push(*known.get(key)?);
         }
-        keys.iter().map(|key| known.get(key).copied()).collect()
+        (size == source.size).then_some(names)
     }
-}
-
-fn bytes(keys: &[ChunkKey]) -> u64 {
-    keys.iter().map(|(_, size)| u64::from(*size)).sum()
 }
 
 impl Incremental {
@@ -123,60 +133,94 @@ impl Incremental {
             }
             places.push(place?);
         }
-        let by_identity: HashMap<&Identity, &Vec<ChunkKey>> =
-            memory.files.iter().map(|(identity, keys)| (identity, keys)).collect();
-        let mut files = HashMap::new();
-        for (ino, identity) in &settled.files {
-            if let Some(keys) = by_identity.get(identity) {
-                files.insert(*ino, (*keys).clone());
-            }
+        let Memory { blobs, others, chunks, .. } = memory;
+        let mut by_identity = HashMap::with_capacity(memory.files.len());
+        let mut end = 0;
+        for (identity, count) in &memory.files {
+            let start = end;
+            end += *count as usize;
+            by_identity.insert(identity, start..end);
         }
-        let wanted: HashSet<&ChunkKey> = files.values().flatten().collect();
-        let blobs: Vec<_> = memory
-            .blobs
+        let of_file = |(ino, identity): (&u64, &Identity)| Some((*ino, by_identity.get(identity)?.clone()));
+        let files: HashMap<u64, Range<usize>> = settled.files.iter().filter_map(of_file).collect();
+        let mut keys: Vec<ChunkKey> = Vec::new();
+        for kept in &blobs {
+            keys.extend(kept.blob.chunks.iter().map(|chunk| (chunk.digest, chunk.size)));
+        }
+        keys.extend(others);
+        let mut wanted = vec![false; keys.len()];
+        for at in files.values().filter_map(|range| chunks.get(range.clone())).flatten() {
+            *wanted.get_mut(*at as usize)? = true;
+        }
+        let mut rest = wanted.as_slice();
+        let blobs: Vec<_> = blobs
             .into_iter()
             .zip(places)
-            .filter(|(kept, _)| worth(&kept.blob, &wanted))
+            .filter(|(kept, _)| {
+                let (own, behind) = rest.split_at(kept.blob.chunks.len());
+                rest = behind;
+                worth(&kept.blob, own)
+            })
             .map(|(kept, place)| (kept.blob, place))
             .collect();
-        (blobs.len() <= MOST_BLOBS).then_some(Earlier { blobs, files })
+        (blobs.len() <= MOST_BLOBS).then_some(Earlier { blobs, files, chunks, keys })
     }
 
-    /// Keeps what a finished image knows of its files. `files` are chunks of frozen files; `all` is the table their references name, and
-    /// `used` are those blobs of it that the image has and that a later one would not find by itself. Without it the next snapshot reads
-    /// everything.
+    /// Keeps what an image knows of its files. `contents` are those of frozen files; `all` is the table their references name, and `used` are those
+    /// blobs of it that the image has and that a later one would not find by itself, with their places. Without it the next snapshot reads everything.
+    /// The image may not be complete yet: what it says of blobs is believed only of those that are there.
     pub(super) fn remember(
         &self,
-        settled: Settled,
+        settled: &Settled,
         format: Format,
-        files: &[(u64, Vec<ChunkRef>)],
+        contents: &Contents,
         all: &[Blob],
-        used: &[(&Blob, &ImageBlob)],
+        used: &[(BlobIndex, &ImageBlob)],
         sync: bool,
     ) {
-        if files.iter().map(|(_, chunks)| chunks.len()).sum::<usize>() > MOST_CHUNKS {
+        if contents.chunks.len() > MOST_CHUNKS {
             return;
         }
-        let key = |chunk: &ChunkRef| {
-            let info = all.get(usize::from(chunk.blob.0))?.chunks.get(chunk.index as usize)?;
-            Some((info.digest, info.size))
-        };
-        let known = |(ino, chunks): &(u64, Vec<ChunkRef>)| {
-            let identity = settled.files.get(ino)?;
-            Some((*identity, chunks.iter().map(key).collect::<Option<_>>()?))
-        };
-        let files = files.iter().filter_map(known).collect();
-        let keep = |(blob, at): &(&Blob, &ImageBlob)| Kept {
-            blob: (*blob).clone(),
-            path: at.path.as_os_str().as_bytes().to_vec(),
-            length: at.compressed,
-        };
-        let blobs = used.iter().map(keep).collect();
-        let memory = Memory { realm: settled.realm, format, blobs, files };
+        let Some(memory) = memory(settled, format, contents, all, used) else { return };
         if let Err(error) = sealed::write(&self.memory, MEMORY, &memory, sync) {
             tracing::warn!(file = %self.memory.display(), %error, "the next snapshot will read everything");
         }
     }
+}
+
+/// `None` if a reference names no chunk.
+fn memory(
+    settled: &Settled,
+    format: Format,
+    contents: &Contents,
+    all: &[Blob],
+    used: &[(BlobIndex, &ImageBlob)],
+) -> Option<Memory> {
+    let mut blobs = Vec::with_capacity(used.len());
+    // Where the chunks of each blob begin among those of all that are kept.
+    let mut begins: HashMap<BlobIndex, usize> = HashMap::new();
+    let mut end = 0;
+    for (index, at) in used {
+        let blob = all.get(usize::from(index.0))?;
+        begins.insert(*index, end);
+        end += blob.chunks.len();
+        let path = at.path.as_os_str().as_bytes().to_vec();
+        blobs.push(Kept { blob: blob.clone(), path, length: at.compressed });
+    }
+    let mut others: Vec<ChunkKey> = Vec::new();
+    let mut place = |chunk: &ChunkRef| {
+        let info = all.get(usize::from(chunk.blob.0))?.chunks.get(chunk.index as usize)?;
+        let at = begins.get(&chunk.blob).map(|begin| begin + chunk.index as usize);
+        let at = at.unwrap_or_else(|| {
+            others.push((info.digest, info.size));
+            end + others.len() - 1
+        });
+        u32::try_from(at).ok()
+    };
+    let chunks = contents.chunks.iter().map(&mut place).collect::<Option<_>>()?;
+    let file = |(ino, count): &(u64, u32)| Some((*settled.files.get(ino)?, *count));
+    let files = contents.files.iter().map(file).collect::<Option<_>>()?;
+    Some(Memory { realm: settled.realm.clone(), format, blobs, others, files, chunks })
 }
 
 impl Kept {
@@ -190,13 +234,11 @@ impl Kept {
 }
 
 /// Whether at least half of a blob's data is wanted.
-fn worth(blob: &Blob, wanted: &HashSet<&ChunkKey>) -> bool {
+fn worth(blob: &Blob, wanted: &[bool]) -> bool {
     let (mut all, mut used) = (0u64, 0u64);
-    for chunk in &blob.chunks {
+    for (chunk, wanted) in blob.chunks.iter().zip(wanted) {
         all += u64::from(chunk.stored);
-        if wanted.contains(&(chunk.digest, chunk.size)) {
-            used += u64::from(chunk.stored);
-        }
+        used += if *wanted { u64::from(chunk.stored) } else { 0 };
     }
     used > 0 && used * 2 >= all
 }

@@ -72,16 +72,26 @@ pub struct Conversion {
     pub files: Vec<(u64, NodeId)>,
 }
 
+/// What is in some files.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// Their inode numbers, and how many chunks each has.
+    pub(super) files: Vec<(u64, u32)>,
+    /// The chunks of one after the other.
+    pub(super) chunks: Vec<ChunkRef>,
+}
+
 impl Conversion {
-    /// The chunks of files that are wanted, by inode number.
-    pub(super) fn chunks(&self, wanted: impl Fn(u64) -> bool) -> Vec<(u64, Vec<ChunkRef>)> {
-        let files = self.files.iter().filter(|(ino, _)| wanted(*ino));
-        files
-            .filter_map(|(ino, node)| match &self.tree.get(*node)?.kind {
-                Kind::File(content) => Some((*ino, content.chunks.clone())),
-                _ => None,
-            })
-            .collect()
+    /// What is in the files that are wanted.
+    pub(super) fn contents(&self, wanted: impl Fn(u64) -> bool) -> Contents {
+        let mut contents = Contents::default();
+        for (ino, node) in self.files.iter().filter(|(ino, _)| wanted(*ino)) {
+            if let Some(Kind::File(content)) = self.tree.get(*node).map(|node| &node.kind) {
+                contents.files.push((*ino, content.chunks.len() as u32));
+                contents.chunks.extend_from_slice(&content.chunks);
+            }
+        }
+        contents
     }
 }
 

@@ -3,17 +3,17 @@
 //! Media types and annotations are those of nydusify and the nydus snapshotter (contrib/nydusify/pkg/utils/constant.go,
 //! nydus-snapshotter pkg/label/label.go).
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use flate2::{Compression, GzBuilder};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 use crate::model::chunk::{BlobId, FsVersion};
+use crate::model::format::LayerCompression;
 
 use super::ImageError;
-use super::oci::{Bytes, Layer, digest};
+use super::archive::pack::{Blocks, Failed, pack};
+use super::oci::{Bytes, Layer};
 
 const BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 const BOOTSTRAP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -31,26 +31,35 @@ pub struct BlobLayer {
     pub size: u64,
 }
 
-/// The layers of an image with this bootstrap; the blobs in the order of its table.
+/// The layers of an image with this bootstrap; the blobs in the order of its table. `workers` compress, 0 for one per CPU.
 ///
 /// # Errors
 /// When the bootstrap cannot be packed.
-pub fn layers(bootstrap: &[u8], version: FsVersion, blobs: &[BlobLayer]) -> Result<Vec<Layer>, ImageError> {
+pub fn layers(
+    bootstrap: &[u8],
+    version: FsVersion,
+    blobs: &[BlobLayer],
+    workers: usize,
+) -> Result<Vec<Layer>, ImageError> {
     let mut layers: Vec<Layer> = blobs.iter().map(blob).collect();
-    let tar = bootstrap_tar(bootstrap).map_err(ImageError::io("pack", Path::new(BOOTSTRAP_NAME)))?;
-    let diff_id = digest(&tar);
-    let packed = gzip(&tar).map_err(ImageError::io("compress", Path::new(BOOTSTRAP_NAME)))?;
+    let mut stored = Vec::new();
+    let tar = |to: &mut Blocks| bootstrap_tar(bootstrap, to);
+    let (packed, ()) = pack(&mut stored, LayerCompression::Gzip, workers, tar).map_err(|failed| {
+        let (Failed::Produce(source) | Failed::Write(source)) = failed;
+        ImageError::io("pack", Path::new(BOOTSTRAP_NAME))(source)
+    })?;
+    let diff_id = format!("sha256:{}", packed.diff_id);
     layers.push(Layer {
         media_type: BOOTSTRAP.to_owned(),
-        id: BlobId(Sha256::digest(&packed).into()),
-        size: packed.len() as u64,
+        id: packed.id,
+        size: packed.size,
         annotations: json!({
             "containerd.io/snapshot/nydus-bootstrap": "true",
             "containerd.io/snapshot/nydus-fs-version": version.number().to_string(),
             "containerd.io/uncompressed": diff_id,
         }),
         diff_id,
-        bytes: Bytes::Here(packed),
+        bytes: Bytes::Here(stored),
     });
     Ok(layers)
 }
@@ -70,8 +79,9 @@ fn blob(blob: &BlobLayer) -> Layer {
     }
 }
 
-fn bootstrap_tar(bootstrap: &[u8]) -> io::Result<Vec<u8>> {
-    let mut tar = tar::Builder::new(Vec::with_capacity(bootstrap.len() + 4096));
+/// No time and no name of a user: equal bootstraps give equal layers.
+fn bootstrap_tar(bootstrap: &[u8], to: &mut Blocks) -> io::Result<()> {
+    let mut tar = tar::Builder::new(to);
     let header = |kind, mode, size| {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
@@ -85,12 +95,5 @@ fn bootstrap_tar(bootstrap: &[u8]) -> io::Result<Vec<u8>> {
     tar.append_data(&mut header(tar::EntryType::Directory, 0o755, 0), "image/", io::empty())?;
     let mut file = header(tar::EntryType::Regular, 0o644, bootstrap.len() as u64);
     tar.append_data(&mut file, BOOTSTRAP_NAME, bootstrap)?;
-    tar.into_inner()
-}
-
-fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    // No time and no name in the header: equal bootstraps give equal layers.
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
-    gzip.write_all(bytes)?;
-    gzip.finish()
+    tar.finish()
 }

@@ -6,7 +6,7 @@ use crate::model::chunk::FsVersion;
 use crate::model::config::Config;
 
 fn content(bootstrap: &[u8], blobs: &[BlobLayer]) -> Vec<Layer> {
-    nydus::layers(bootstrap, FsVersion::V6, blobs).unwrap()
+    nydus::layers(bootstrap, FsVersion::V6, blobs, 0).unwrap()
 }
 
 fn write(

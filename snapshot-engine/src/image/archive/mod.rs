@@ -13,7 +13,7 @@ mod base;
 mod contents;
 mod entry;
 mod layers;
-mod pack;
+pub(super) mod pack;
 mod stream;
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! A stream of bytes to a layer's file: both digests in one pass, compressed on all cores, in memory of a fixed size.
+//! A stream of bytes to a layer's: both digests in one pass, compressed on all cores, in memory of a fixed size.
 //!
 //! ```text
 //!   Blocks: 2 MiB each ─┬─► hasher: the diff-id                     in order
@@ -10,7 +10,6 @@
 //! behind one another are one stream, RFC 8878), or a piece of one deflate stream that ends on a byte (gzip: as pigz does; one member, which even readers
 //! take that stop after the first).
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -33,15 +32,15 @@ const GZIP_LEVEL: u32 = 2;
 
 /// A layer's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Packed {
+pub(in crate::image) struct Packed {
     /// The digest of the file.
-    pub(super) id: BlobId,
+    pub(in crate::image) id: BlobId,
     /// Its length.
-    pub(super) size: u64,
+    pub(in crate::image) size: u64,
     /// The digest of the stream.
-    pub(super) diff_id: BlobId,
+    pub(in crate::image) diff_id: BlobId,
     /// The length of the stream.
-    pub(super) raw: u64,
+    pub(in crate::image) raw: u64,
 }
 
 /// A compressed block.
@@ -56,7 +55,7 @@ type Turn = Receiver<io::Result<Piece>>;
 type Work = (Arc<Vec<u8>>, Sender<io::Result<Piece>>);
 
 /// Where the stream is written to.
-pub(super) struct Blocks {
+pub(in crate::image) struct Blocks {
     block: Vec<u8>,
     raw: u64,
     hash: Sender<Arc<Vec<u8>>>,
@@ -94,16 +93,16 @@ impl Write for Blocks {
 
 /// Why nothing came of it.
 #[derive(Debug)]
-pub(super) enum Failed<E> {
+pub(in crate::image) enum Failed<E> {
     /// The producer's own reason.
     Produce(E),
     /// The file could not be written, or a block not be compressed.
     Write(io::Error),
 }
 
-/// Packs what `produce` writes into a file; `workers` compress, 0 for one per CPU.
-pub(super) fn pack<T, E>(
-    file: &File,
+/// Packs what `produce` writes into `to`; `workers` compress, 0 for one per CPU.
+pub(in crate::image) fn pack<T, E>(
+    to: impl Write + Send,
     compression: LayerCompression,
     workers: usize,
     produce: impl FnOnce(&mut Blocks) -> Result<T, E>,
@@ -127,7 +126,7 @@ pub(super) fn pack<T, E>(
             });
         }
         drop(worked);
-        let writer = scope.spawn(move || write(file, compression, &turned));
+        let writer = scope.spawn(move || write(to, compression, &turned));
         let mut blocks = Blocks { block: Vec::with_capacity(BLOCK), raw: 0, hash, work, turns };
         let produced = produce(&mut blocks);
         // A stream of nothing is one empty block: no frame at all is no zstd stream.
@@ -151,12 +150,16 @@ fn digest(blocks: &Receiver<Arc<Vec<u8>>>) -> BlobId {
     BlobId(sum.finalize().into())
 }
 
-fn write(file: &File, compression: LayerCompression, turns: &Receiver<Turn>) -> io::Result<(BlobId, u64)> {
+fn write(
+    mut to: impl Write,
+    compression: LayerCompression,
+    turns: &Receiver<Turn>,
+) -> io::Result<(BlobId, u64)> {
     let (mut sum, mut size, mut crc) = (Sha256::new(), 0, Crc::new());
     let mut put = |bytes: &[u8]| {
         sum.update(bytes);
         size += bytes.len() as u64;
-        (&*file).write_all(bytes)
+        to.write_all(bytes)
     };
     if compression == LayerCompression::Gzip {
         put(&GZIP_HEAD)?;
