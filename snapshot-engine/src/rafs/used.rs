@@ -1,7 +1,5 @@
 //! The blobs and chunks that a tree's files refer to: what the tables of a bootstrap hold.
 
-use std::collections::HashMap;
-
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -18,8 +16,8 @@ pub(super) struct Used<'a> {
     blobs: &'a [Blob],
     /// Blobs by first use.
     pub(super) order: Vec<BlobIndex>,
-    /// Position in `order` of each blob.
-    renumbered: HashMap<BlobIndex, u8>,
+    /// Position in `order` of each of `blobs`.
+    numbers: Vec<Option<u8>>,
     /// In the order of the table: by digest, blob, index.
     pub(super) chunks: Vec<UsedChunk>,
 }
@@ -44,9 +42,10 @@ impl<'a> Used<'a> {
         format: Format,
         path: impl Fn(usize) -> Vec<u8>,
     ) -> Result<Used<'a>, RafsError> {
-        let mut used = Used { blobs, order: Vec::new(), renumbered: HashMap::new(), chunks: Vec::new() };
-        // Of each blob its number, and which of its chunks are here already.
-        let mut seen: Vec<Option<(u8, Vec<bool>)>> = vec![None; blobs.len()];
+        let mut used =
+            Used { blobs, order: Vec::new(), numbers: vec![None; blobs.len()], chunks: Vec::new() };
+        // Of each blob that is used, which of its chunks are here already.
+        let mut seen: Vec<Vec<bool>> = vec![Vec::new(); blobs.len()];
         for (at, id) in nodes {
             let Some(Kind::File(content)) = tree.get(id).map(|n| &n.kind) else { continue };
             let bad = || RafsError::Chunks { path: path(at) };
@@ -63,17 +62,19 @@ impl<'a> Used<'a> {
                 if !blob.format.goes_with(&format) {
                     return Err(RafsError::MixedFormats);
                 }
-                let slot = seen.get_mut(usize::from(chunk.blob.0)).ok_or_else(bad)?;
-                let (number, seen) = match slot {
-                    Some(seen) => seen,
-                    None => slot.insert((used.add(chunk.blob)?, vec![false; blob.chunks.len()])),
+                let seen = seen.get_mut(usize::from(chunk.blob.0)).ok_or_else(bad)?;
+                let number = match used.number(chunk.blob) {
+                    Some(number) => number,
+                    None => {
+                        seen.resize(blob.chunks.len(), false);
+                        used.add(chunk.blob)?
+                    }
                 };
                 // It was found in this blob, so it has a place here.
                 let first =
                     seen.get_mut(chunk.index as usize).is_some_and(|seen| !std::mem::replace(seen, true));
-                let (digest, number) = (info.digest, *number);
                 if first {
-                    used.chunks.push(UsedChunk { digest, number, chunk: *chunk, offset });
+                    used.chunks.push(UsedChunk { digest: info.digest, number, chunk: *chunk, offset });
                 }
                 offset += want;
             }
@@ -88,8 +89,15 @@ impl<'a> Used<'a> {
             return Err(RafsError::TooManyBlobs(number + 1));
         }
         self.order.push(blob);
-        self.renumbered.insert(blob, number as u8);
+        if let Some(slot) = self.numbers.get_mut(usize::from(blob.0)) {
+            *slot = Some(number as u8);
+        }
         Ok(number as u8)
+    }
+
+    /// Position in the table of a blob that is used.
+    fn number(&self, blob: BlobIndex) -> Option<u8> {
+        self.numbers.get(usize::from(blob.0)).copied().flatten()
     }
 
     fn find(&self, chunk: &ChunkRef) -> Option<(&'a Blob, &'a ChunkInfo)> {
@@ -125,7 +133,7 @@ impl<'a> Used<'a> {
         let (index, slot) = self.find(chunk).map_or((0, 0), |(_, info)| (info.index, info.slot));
         ChunkIndex {
             index_low: U16::new((index & 0xffff) as u16),
-            device: self.renumbered.get(&chunk.blob).copied().unwrap_or(0) + 1,
+            device: self.number(chunk.blob).unwrap_or(0) + 1,
             index_high: (index >> 16) as u8,
             block: U32::new((slot / BLOCK) as u32),
         }
@@ -134,10 +142,10 @@ impl<'a> Used<'a> {
     /// What is said of a chunk at an offset of a file: in v5 behind each inode, in v6 in a table of its own.
     pub(super) fn entry(&self, chunk: &ChunkRef, file_offset: u64) -> Option<ChunkEntry> {
         let (_, info) = self.find(chunk)?;
-        let number = self.renumbered.get(&chunk.blob)?;
+        let number = self.number(chunk.blob)?;
         Some(ChunkEntry {
             digest: info.digest.0,
-            blob_index: U32::new(u32::from(*number)),
+            blob_index: U32::new(u32::from(number)),
             flags: U32::new(if info.is_compressed() { chunk_flags::COMPRESSED } else { 0 }),
             compressed_size: U32::new(info.stored),
             uncompressed_size: U32::new(info.size),
