@@ -450,3 +450,22 @@ fn a_replaced_upper_and_a_read_only_overlay_are_refused() {
     let Some(chroot) = Chroot::start("lowerdir=l/BBB:l/AAA") else { return };
     assert!(matches!(chroot.resolve(), Err(Error::ReadOnlyOverlay { .. })));
 }
+
+/// A layer that is mounted in another namespace looks like this: its mount point is there, and empty.
+#[test]
+fn a_lower_that_cannot_be_seen_is_not_taken_for_an_empty_one() {
+    if !root_or_skip() {
+        return;
+    }
+    let options = "lowerdir=l/BBB:l/AAA,upperdir=x/diff,workdir=x/work";
+    let Some(chroot) = Chroot::start(options) else { return };
+    chroot.resolve().unwrap();
+    let base = chroot.dir.path().join("base/diff");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &base, "tmpfs", flags, None).unwrap();
+    let refused = chroot.resolve();
+    rustix::mount::unmount(&base, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let Err(Error::LayerMissing { name, layers, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!((name.as_str(), layers.len()), ("bin", 3));
+    chroot.resolve().unwrap();
+}

@@ -100,6 +100,20 @@ pub enum Error {
         /// What was found instead.
         detail: String,
     },
+    /// What was found of the layers is not all of the container.
+    #[error(
+        "{name:?} in the root of process {init} is in none of the layers {layers}: one of them is mounted where the engine cannot see it; \
+         run the engine in the mount namespace of what serves the layers, as the snapshotter (nsenter -m -t <its pid>)",
+        layers = .layers.iter().map(|layer| layer.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    LayerMissing {
+        /// The container's init.
+        init: Pid,
+        /// A name that the container sees.
+        name: String,
+        /// Where its layers were found, the upper first.
+        layers: Vec<PathBuf>,
+    },
     /// A daemon that should be there does not answer, or says something else than its API has.
     #[error("{runtime} at {place} cannot be asked: {detail}", place = .place.display())]
     Unanswered {

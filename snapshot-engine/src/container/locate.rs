@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -32,6 +33,8 @@ pub(super) struct View {
     root: PathBuf,
     pub(super) mounts: Vec<Mount>,
     bases: Vec<PathBuf>,
+    /// The target's parent lives here: its shim, which as a rule made the mount.
+    parents: bool,
 }
 
 impl View {
@@ -75,6 +78,8 @@ pub(super) fn views(init: Pid, overlay: &Mount, layers: &[&[u8]]) -> Vec<View> {
         }
         order.push(ancestor);
     }
+    // If it still has the one that started it.
+    let parent = order.get(2).and_then(|parent| process::namespace(*parent, "mnt").ok());
     order.push(init);
     let mut seen = HashSet::new();
     let mut views = Vec::new();
@@ -84,10 +89,22 @@ pub(super) fn views(init: Pid, overlay: &Mount, layers: &[&[u8]]) -> Vec<View> {
         if seen.insert(namespace) {
             let root = if pid == Pid::own() { PathBuf::from("/") } else { process::root(pid) };
             let bases = bases(&mounts, overlay, layers);
-            views.push(View { root, mounts, bases });
+            views.push(View { root, mounts, bases, parents: Some(namespace) == parent });
         }
     }
     views
+}
+
+/// The directory of a lower layer: the nearest of that path, unless it is another than the one that the target's parent sees. So it is where a snapshotter
+/// has mounted the layer in a namespace of its own.
+pub(super) fn layer(views: &[View], layer: &[u8]) -> Option<PathBuf> {
+    let nearest = views.iter().find_map(|view| view.find(layer));
+    let parents = views.iter().filter(|view| view.parents).find_map(|view| view.find(layer));
+    let identity = |path: &PathBuf| std::fs::metadata(path).map(|stat| (stat.dev(), stat.ino())).ok();
+    match (nearest, parents) {
+        (Some(nearest), Some(parents)) if identity(&nearest) != identity(&parents) => Some(parents),
+        (nearest, _) => nearest,
+    }
 }
 
 /// Where relative layers may start: above an absolute sibling layer (containerd), above the mount point of the

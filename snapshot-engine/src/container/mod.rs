@@ -13,6 +13,7 @@ pub mod added;
 pub mod candidate;
 pub mod cgroup;
 mod choose;
+mod complete;
 pub mod config;
 pub mod error;
 mod locate;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::mountinfo::{self, Mount};
-use super::{locate, options, process};
+use super::{complete, locate, options, process};
 use crate::model::pid::Pid;
 
 /// The layers of the target's root and where they lie. Paths are reachable by the engine: in its own mount
@@ -45,7 +45,8 @@ impl Overlay {
     /// The overlay that is the root of `init`.
     ///
     /// # Errors
-    /// [`Error::NotOverlay`], [`Error::ReadOnlyOverlay`], [`Error::NestedUpper`], [`Error::UpperMissing`], and whatever reading `/proc` gives.
+    /// [`Error::NotOverlay`], [`Error::ReadOnlyOverlay`], [`Error::NestedUpper`], [`Error::UpperMissing`], [`Error::LayerMissing`], and whatever reading
+    /// `/proc` gives.
     pub fn of(init: Pid) -> Result<Overlay, Error> {
         let table = process::dir(init).join("mountinfo");
         let mounts = process::mounts(init).map_err(|e| Error::io(&table, e))?;
@@ -72,13 +73,20 @@ impl Overlay {
         }
         let reach = |layer: &Vec<u8>| {
             let written = || PathBuf::from(OsString::from_vec(layer.clone()));
-            views.iter().find_map(|v| v.find(layer)).unwrap_or_else(written)
+            locate::layer(&views, layer).unwrap_or_else(written)
         };
+        let lowers: Vec<PathBuf> = options.lowers.iter().map(reach).collect();
+        let layers = || std::iter::once(found.path.as_path()).chain(lowers.iter().map(PathBuf::as_path));
+        let root = process::root(init);
+        if let Some(name) = complete::missing(&root, layers()).map_err(|e| Error::io(&root, e))? {
+            let name = name.to_string_lossy().into_owned();
+            return Err(Error::LayerMissing { init, name, layers: layers().map(Path::to_owned).collect() });
+        }
         let work = options.work.as_deref().map(options::meanings).unwrap_or_default();
         Ok(Overlay {
             upper: found.path,
             work: work.first().map(reach).unwrap_or_default(),
-            lowers: options.lowers.iter().map(reach).collect(),
+            lowers,
             data: options.data.iter().map(reach).collect(),
             userxattr: options.userxattr,
             device: mount.device(),

@@ -117,6 +117,12 @@ struct Id {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct PullImage {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
 
 /// A pod that was made, with what its containers must be told of it.
@@ -151,10 +157,18 @@ impl Kubelet {
             let mut client = tonic::client::Grpc::new(channel);
             client.ready().await?;
             let codec = tonic_prost::ProstCodec::<Q, A>::default();
-            let path = format!("/runtime.v1.RuntimeService/{method}").parse()?;
+            let service = if method == "PullImage" { "ImageService" } else { "RuntimeService" };
+            let path = format!("/runtime.v1.{service}/{method}").parse()?;
             let answer = client.unary(tonic::Request::new(question), path, codec).await;
             Ok(answer.with_context(|| method)?.into_inner())
         })
+    }
+
+    /// Has an image pulled from its registry.
+    pub(crate) fn pull(&self, image: &str) -> Result<()> {
+        // The answer is the image's name again, under the number of an id.
+        let question = PullImage { image: Some(ImageSpec { image: image.to_owned() }) };
+        self.call("PullImage", question).map(|Id { .. }| ())
     }
 
     /// A pod on the node's network.

@@ -11,6 +11,7 @@ mod listing;
 mod matrix;
 mod pods;
 mod rootless;
+mod snapshotter;
 mod support;
 mod targets;
 mod writers;

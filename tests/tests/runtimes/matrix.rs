@@ -42,7 +42,7 @@ use super::writers::{SCRIPT, counted, fill, must_be_back, must_be_frozen};
 const STILL: &str = "exec /bin/busybox sleep 1000";
 
 /// Entries of the tree: all that `everything` makes, and more.
-const ENTRIES: u64 = 120;
+pub(crate) const ENTRIES: u64 = 120;
 
 /// Not in a tar layer.
 const SOCKET: &str = "data/all/socket: only on the left";
@@ -232,14 +232,14 @@ fn must_be_alone(house: &House) -> Result<()> {
 }
 
 /// The frozen upperdir over the lowers of the container.
-fn reference(target: &Target, frozen: &Path, at: &Path) -> Result<Mount> {
+pub(crate) fn reference(target: &Target, frozen: &Path, at: &Path) -> Result<Mount> {
     let mut layers = vec![frozen.to_owned()];
     layers.extend(target.overlay.lowers.iter().cloned());
     overlay(&layers, None, at, "")
 }
 
 /// A container's root without what is mounted on it.
-fn root_of(init: Pid) -> Result<OwnedFd> {
+pub(crate) fn root_of(init: Pid) -> Result<OwnedFd> {
     let namespace = File::open(process::dir(init).join("ns/mnt"))?;
     let root = rustix::fs::open(process::root(init), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     Ok(enclosure::in_namespace(namespace.as_fd(), root.as_fd())?)

@@ -29,16 +29,32 @@ printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' $2 
 $b tar -cf image.tar manifest.json config.json layer.tar
 "#;
 
+/// Who has the containers' layers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Snapshots<'a> {
+    /// containerd itself, with overlayfs.
+    Own,
+    /// nydus-snapshotter at this socket.
+    Nydus(&'a Path),
+}
+
 /// containerd with its CRI service, beside the one that the house has.
-fn kubernetes(house: &mut House) -> Result<()> {
+pub(crate) fn kubernetes(house: &mut House, snapshots: Snapshots<'_>) -> Result<()> {
     let dir = house.place.0.join("cri");
     fs::create_dir(&dir)?;
     let text = dir.display().to_string();
     // The score of the pod's holder is lower than what a process without CAP_SYS_RESOURCE may set.
-    let config = format!(
+    let mut config = format!(
         "version = 2\nroot = \"{text}/data\"\nstate = \"/run/cri\"\n[grpc]\naddress = \"/run/crio/crio.sock\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{PAUSE}\"\nrestrict_oom_score_adj = true\n"
     );
+    if let Snapshots::Nydus(socket) = snapshots {
+        config += &format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"nydus\"\n\
+             disable_snapshot_annotations = false\n[proxy_plugins.nydus]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+            socket.display()
+        );
+    }
     fs::write(dir.join("config.toml"), config)?;
     house.line("/bin/busybox mkdir -p /run/crio")?;
     house.keep(&format!("containerd --config {text}/config.toml"))?;
@@ -52,7 +68,7 @@ fn kubernetes(house: &mut House) -> Result<()> {
 #[test]
 fn a_pods_container_by_its_names() -> Result<()> {
     let Some(mut house) = House::open("containerd")? else { return Ok(()) };
-    kubernetes(&mut house)?;
+    kubernetes(&mut house, Snapshots::Own)?;
     let socket = format!("/proc/{}/root/run/crio/crio.sock", house.witness);
     let kubelet = Kubelet::new(Path::new(&socket));
     let pod = kubelet.run_pod("web-7", "shop", &house.cgroup("pods")?)?;

@@ -4,6 +4,7 @@
 pub(crate) mod apt;
 mod bpf;
 pub(crate) mod docker;
+pub(crate) mod snapshotter;
 mod tools;
 
 use anyhow::Result;
@@ -23,6 +24,7 @@ pub(crate) fn setup_all(tests: bool, runtimes: bool) -> Result<()> {
     if runtimes {
         tools::ensure_runtimes()?;
         docker::ensure_with_store()?;
+        snapshotter::ensure()?;
     }
     Ok(())
 }
