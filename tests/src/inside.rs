@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   host's /usr /etc ...  ──open_tree──►  the container's mount namespace, read-only, over its own directories of these names
-//!   inside CGROUP INIT UID GID PROGRAM ..  enters both, becomes that user, and executes PROGRAM
+//!   inside CGROUPS INIT UID GID PROGRAM .. enters all, becomes that user, and executes PROGRAM
 //! ```
 //!
 //! A demo container has no user space that could run a database. Only the programs come from the host: every byte they keep goes through the overlay.
+//! A container of a real runtime has programs of its own ([`Inside::as_it_is`]).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -14,17 +15,23 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, makedev};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use snapshot_engine::container::cgroup::Cgroup;
+use snapshot_engine::model::pid;
 
 use crate::bench::Running;
 use crate::database::lmdb;
 
 /// What programs need of the host; where one is a link, what it leads to.
 const HOST: [&str; 5] = ["/usr", "/etc", "/bin", "/lib", "/lib64"];
+
+/// Where programs are looked for.
+const PATH: &str = "/usr/bin:/bin";
 
 /// A user by its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +51,38 @@ impl User {
     /// # Errors
     /// When there is none.
     pub fn named(name: &str) -> Result<User> {
+        let found = User::all()?.into_iter().find(|(its, _)| its == name);
+        found.map(|(_, user)| user).with_context(|| format!("no user {name}"))
+    }
+
+    /// The name that the host has for it.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn name(self) -> Result<String> {
+        let found = User::all()?.into_iter().find(|(_, user)| *user == self);
+        found.map(|(name, _)| name).with_context(|| format!("no name for {self:?}"))
+    }
+
+    /// Name, password, and numbers (passwd(5)).
+    fn all() -> Result<Vec<(String, User)>> {
         let table = fs::read_to_string("/etc/passwd")?;
-        let line = table.lines().find(|l| l.split(':').next() == Some(name));
-        let fields: Vec<&str> = line.with_context(|| format!("no user {name}"))?.split(':').collect();
-        let [_, _, uid, gid, ..] = fields[..] else { bail!("no numbers for the user {name}") };
-        Ok(User { uid: uid.parse()?, gid: gid.parse()? })
+        let user = |line: &str| {
+            let mut fields = line.split(':');
+            let (name, _) = (fields.next()?, fields.next()?);
+            let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+            Some((name.to_owned(), User { uid, gid }))
+        };
+        Ok(table.lines().filter_map(user).collect())
+    }
+
+    /// A command on this machine as that user, in an empty environment.
+    pub fn command<A: AsRef<OsStr>>(self, program: &str, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(program);
+        // As the directory that we are in may be closed to that user.
+        command.args(args).uid(self.uid).gid(self.gid).current_dir("/");
+        command.env_clear().env("PATH", PATH).env("LC_ALL", "C");
+        command
     }
 }
 
@@ -56,7 +90,8 @@ impl User {
 #[derive(Debug, Clone)]
 pub struct Inside {
     program: PathBuf,
-    cgroup: PathBuf,
+    /// Directories of hierarchies, as in a PATH.
+    cgroups: OsString,
     init: u32,
 }
 
@@ -67,7 +102,7 @@ impl Inside {
     /// When they cannot be mounted there.
     pub fn new(program: &str, container: &Running) -> Result<Inside> {
         let init = container.0.init().context("the container is dead")?.0;
-        let inside = Inside { program: program.into(), cgroup: container.cgroup()?, init };
+        let inside = Inside { program: program.into(), cgroups: container.cgroup()?.into(), init };
         for dir in lent() {
             // Through the overlay, as every mount point needs a directory.
             fs::create_dir_all(inside.root().join(dir.strip_prefix("/")?))?;
@@ -86,6 +121,17 @@ impl Inside {
         Ok(inside)
     }
 
+    /// The way into the container of this init, which is lent nothing: as a runtime's `exec` goes, but that what runs there is numbered by the host.
+    ///
+    /// # Errors
+    /// When the init is gone, or has no cgroup of its own.
+    pub fn as_it_is(program: &str, init: pid::Pid) -> Result<Inside> {
+        let Cgroup { v2, freezer_v1, .. } = Cgroup::of(init)?;
+        let cgroups: Vec<PathBuf> = v2.into_iter().chain(freezer_v1).collect();
+        ensure!(!cgroups.is_empty(), "the container has no cgroup of its own");
+        Ok(Inside { program: program.into(), cgroups: std::env::join_paths(cgroups)?, init: init.0 })
+    }
+
     /// The container's root as the host reaches it.
     #[must_use]
     pub fn root(&self) -> PathBuf {
@@ -100,7 +146,7 @@ impl Inside {
         args: impl IntoIterator<Item = A>,
     ) -> Command {
         let mut command = Command::new(&self.program);
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").arg(&self.cgroup);
+        command.env_clear().env("PATH", PATH).env("LC_ALL", "C").arg(&self.cgroups);
         command.args([self.init, user.uid, user.gid].map(|n| n.to_string())).arg(program).args(args);
         command
     }
@@ -121,7 +167,9 @@ pub fn main() -> Result<()> {
         return lend(text(1)?.parse()?);
     }
     let user = User { uid: text(2)?.parse()?, gid: text(3)?.parse()? };
-    fs::write(Path::new(text(0)?).join("cgroup.procs"), "0")?;
+    for cgroup in std::env::split_paths(text(0)?) {
+        fs::write(cgroup.join("cgroup.procs"), "0")?;
+    }
     enter(text(1)?.parse()?)?;
     let (program, rest) = (text(4)?, args.get(5..).unwrap_or_default());
     if program == lmdb::CLIENT {

@@ -57,10 +57,10 @@ impl Scene {
         fs::set_permissions(disk.path().parent().unwrap(), PermissionsExt::from_mode(0o711)).unwrap();
         let demo = Running::start(INIT, &disk, Workload::idle()).unwrap();
         let inside = Inside::new(INSIDE, &demo).unwrap();
-        database::place(&inside).unwrap();
-        let started = database.start(&inside, CLIENTS);
+        let site = database::place(&inside).unwrap();
+        let started = database.start(&site, CLIENTS);
         assert!(started.is_ok(), "{started:#?}; what is missing is installed by: cargo xtask setup --tests");
-        let clients = (0..CLIENTS).map(|k| database.client(&inside, k).unwrap()).collect();
+        let clients = (0..CLIENTS).map(|k| database.client(&site, k).unwrap()).collect();
         let load = Load::start(clients, database.pace()).unwrap();
         Scene { load, database, demo, disk }
     }

@@ -24,7 +24,7 @@ mod containerd;
 mod docker;
 mod freezer;
 mod group;
-mod image;
+pub mod image;
 mod layer;
 mod limited;
 mod podman;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::talk::{Talk, run};
-use super::{Client, DIRECTORY, Database, Rows, prefixes, row};
-use crate::inside::{Inside, User};
+use super::{Client, Database, Rows, Site, prefixes, row};
+use crate::inside::User;
 
 /// The repository.
 #[derive(Debug)]
@@ -35,9 +35,9 @@ const COMMIT: &str = "commit() { git add -A && git commit -q -m $n; }
     echo $n
   done";
 
-fn shell(inside: &Inside, dir: &str, text: &str) -> Command {
-    let text = format!("set -e; cd /{DIRECTORY}/{dir}; {text}");
-    let mut command = inside.command(User::ROOT, "/bin/sh", ["-c", &text]);
+fn shell(site: &Site, dir: &str, text: &str) -> Command {
+    let text = format!("set -e; cd {}/{dir}; {text}", site.data().display());
+    let mut command = site.command(User::ROOT, "/bin/sh", ["-c", &text]);
     command.env("HOME", "/nonexistent");
     command
 }
@@ -55,12 +55,12 @@ impl Database for Git {
         Duration::from_millis(10)
     }
 
-    fn start(&mut self, inside: &Inside, clients: usize) -> Result<()> {
-        run(shell(inside, ".", INIT).env("CLIENTS", clients.to_string())).map(drop)
+    fn start(&mut self, site: &Site, clients: usize) -> Result<()> {
+        run(shell(site, ".", INIT).env("CLIENTS", clients.to_string())).map(drop)
     }
 
-    fn client(&self, inside: &Inside, k: usize) -> Result<Box<dyn Client>> {
-        Ok(Box::new(Connection(Talk::start(&mut shell(inside, &format!("work{k}"), COMMIT))?)))
+    fn client(&self, site: &Site, k: usize) -> Result<Box<dyn Client>> {
+        Ok(Box::new(Connection(Talk::start(&mut shell(site, &format!("work{k}"), COMMIT))?)))
     }
 
     fn judge(&self, copy: &Path, clients: usize) -> Result<Vec<u64>> {

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lmdb::{Environment, EnvironmentFlags, Transaction as _, WriteFlags};
 
 use super::talk::{Talk, run};
-use super::{Client, DIRECTORY, Database, Rows, prefixes, row};
-use crate::inside::{Inside, User};
+use super::{Client, Database, Rows, Site, prefixes, row};
+use crate::inside::User;
 
 /// The name by which [`crate::inside`] knows the client.
 pub const CLIENT: &str = "lmdb-client";
@@ -43,14 +43,14 @@ impl Database for Lmdb {
         "data.mdb"
     }
 
-    fn start(&mut self, _: &Inside, _: usize) -> Result<()> {
+    fn start(&mut self, _: &Site, _: usize) -> Result<()> {
         // The first client makes it.
         Ok(())
     }
 
-    fn client(&self, inside: &Inside, k: usize) -> Result<Box<dyn Client>> {
-        let args = [format!("/{DIRECTORY}"), format!("{self:?}"), k.to_string()];
-        Ok(Box::new(Connection(Talk::start(&mut inside.command(User::ROOT, CLIENT, args))?)))
+    fn client(&self, site: &Site, k: usize) -> Result<Box<dyn Client>> {
+        let args = [site.data().display().to_string(), format!("{self:?}"), k.to_string()];
+        Ok(Box::new(Connection(Talk::start(&mut site.command(User::ROOT, CLIENT, args))?)))
     }
 
     fn judge(&self, copy: &Path, clients: usize) -> Result<Vec<u64>> {

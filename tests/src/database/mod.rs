@@ -14,8 +14,10 @@ pub mod journal;
 pub mod lmdb;
 pub mod postgres;
 pub mod redis;
+pub mod site;
 pub mod sqlite;
 pub mod talk;
+pub mod together;
 
 use std::fmt::Debug;
 use std::fs;
@@ -24,17 +26,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use self::site::Site;
 use crate::inside::Inside;
 
 /// Where the data lies, below the container's root.
 pub const DIRECTORY: &str = "srv/database";
+
+/// Where the sockets lie, below the container's root.
+const SOCKETS: &str = "run/database";
 
 /// One kind of database. Its processes end when it is dropped.
 pub trait Database: Debug {
     /// Whether it maps a file of its own shared and writable (or may turn one into that): then only the freezer can hold it (T4).
     fn mapped(&self) -> bool;
 
-    /// A file, below [`DIRECTORY`], that the database needs to be of the same moment as the rest.
+    /// A file among the data that the database needs to be of the same moment as the rest.
     fn vital(&self) -> &'static str;
 
     /// How long a client rests between two transactions.
@@ -42,17 +48,17 @@ pub trait Database: Debug {
         Duration::from_millis(2)
     }
 
-    /// Makes the database in [`DIRECTORY`], which is there and empty, for so many clients, and starts what serves it.
+    /// Makes the database in a site whose directories are there and empty, for so many clients, and starts what serves it.
     ///
     /// # Errors
     /// When a program is missing or fails.
-    fn start(&mut self, inside: &Inside, clients: usize) -> Result<()>;
+    fn start(&mut self, site: &Site, clients: usize) -> Result<()>;
 
     /// Connects client `k`.
     ///
     /// # Errors
     /// When it is not let in.
-    fn client(&self, inside: &Inside, k: usize) -> Result<Box<dyn Client>>;
+    fn client(&self, site: &Site, k: usize) -> Result<Box<dyn Client>>;
 
     /// Opens a copy of the data by the database itself, outside the container, and lets it recover and check itself. How many transactions of each
     /// client it has; each client's are the first so many.
@@ -60,6 +66,16 @@ pub trait Database: Debug {
     /// # Errors
     /// What is wrong with it.
     fn judge(&self, copy: &Path, clients: usize) -> Result<Vec<u64>>;
+}
+
+/// One that can be asked where it is served, whoever serves it.
+pub trait Recovered: Database {
+    /// What it has once it has recovered and is served, after checks of its own: how many transactions of each client; each client's are the first so
+    /// many.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn audit(&self, site: &Site, clients: usize) -> Result<Vec<u64>>;
 }
 
 /// A connection.
@@ -71,12 +87,16 @@ pub trait Client: Send {
     fn transact(&mut self, n: u64) -> Result<()>;
 }
 
-/// Makes the empty directory of a database, through the overlay.
+/// Makes the empty directories of a database, through the overlay.
 ///
 /// # Errors
-/// When there is one already.
-pub fn place(inside: &Inside) -> Result<()> {
-    fs::create_dir(inside.root().join(DIRECTORY)).context("the database's directory")
+/// When there are some already.
+pub fn place(inside: &Inside) -> Result<Site> {
+    for dir in [DIRECTORY, SOCKETS] {
+        fs::create_dir(inside.root().join(dir)).context("the database's directory")?;
+    }
+    let root = Path::new("/");
+    Ok(Site::inside(inside, &root.join(DIRECTORY), &root.join(SOCKETS)))
 }
 
 /// What a judge found of each client: how many rows, the least and the greatest number, and what the tally says.

@@ -2,21 +2,18 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::talk::{Server, Talk, run};
-use super::{Client, DIRECTORY, Database, Rows, prefixes, row};
-use crate::inside::{Inside, User};
+use super::{Client, Database, Recovered, Rows, Site, prefixes, row};
+use crate::inside::User;
 
-/// Its socket lies there, in the container.
-const SOCKETS: &str = "run/postgres";
 /// It refuses to be root.
-const USER: &str = "postgres";
+pub(super) const USER: &str = "postgres";
 
 /// The server and `pgbench` in the container.
 #[derive(Debug, Default)]
@@ -26,19 +23,32 @@ pub struct Postgres {
     server: Option<Server>,
 }
 
-/// A program of the newest version that is installed; Debian keeps most of them out of the PATH.
+/// A program; Debian keeps most of them out of the PATH.
 fn program(name: &str) -> Result<String> {
-    let versions = fs::read_dir("/usr/lib/postgresql").context("PostgreSQL is not installed")?;
-    let numbers = versions.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    let newest = numbers.max().context("PostgreSQL is not installed")?;
-    Ok(format!("/usr/lib/postgresql/{newest}/bin/{name}"))
+    Ok(format!("/usr/lib/postgresql/{}/bin/{name}", version()?))
 }
 
-/// Settings that make much happen in a short time, and dynamic shared memory that is no file of the tree.
-fn arguments(data: &Path, sockets: &Path) -> Vec<String> {
+/// The newest version that is installed.
+pub(super) fn version() -> Result<u32> {
+    let versions = fs::read_dir("/usr/lib/postgresql").context("PostgreSQL is not installed")?;
+    let numbers = versions.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    numbers.max().context("PostgreSQL is not installed")
+}
+
+/// What makes the database.
+pub(super) fn maker(site: &Site) -> Result<Vec<String>> {
+    let options = ["-A", "trust", "-U", USER, "-N", "--wal-segsize=1", "-E", "UTF8", "--locale=C", "-D"];
+    let mut words = vec![program("initdb")?];
+    words.extend(options.map(str::to_owned));
+    words.push(site.data().display().to_string());
+    Ok(words)
+}
+
+/// What serves it: with settings that make much happen in a short time, and dynamic shared memory that is no file of the tree.
+pub(super) fn server(site: &Site) -> Result<Vec<String>> {
     let settings = [
         "listen_addresses=".to_owned(),
-        format!("unix_socket_directories={}", sockets.display()),
+        format!("unix_socket_directories={}", site.sockets().display()),
         "max_connections=20".to_owned(),
         "shared_buffers=4MB".to_owned(),
         "max_wal_size=4MB".to_owned(),
@@ -48,26 +58,52 @@ fn arguments(data: &Path, sockets: &Path) -> Vec<String> {
         "dynamic_shared_memory_type=sysv".to_owned(),
         "max_parallel_workers=0".to_owned(),
     ];
-    let mut arguments = vec!["-D".to_owned(), data.display().to_string()];
-    arguments.extend(settings.into_iter().flat_map(|s| ["-c".to_owned(), s]));
-    arguments
+    let mut words = vec![program("postgres")?, "-D".to_owned(), site.data().display().to_string()];
+    words.extend(settings.into_iter().flat_map(|s| ["-c".to_owned(), s]));
+    Ok(words)
 }
 
-fn psql(sockets: &Path) -> Result<Command> {
+/// This machine's client of the server.
+fn psql(site: &Site) -> Result<Command> {
     let mut command = Command::new(program("psql")?);
     command.env_clear().args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", USER, "-d", USER, "-h"]);
-    command.arg(sockets);
+    command.arg(site.seen(site.sockets()));
     Ok(command)
 }
 
-fn ready(server: &mut Server, sockets: &Path) -> Result<()> {
-    let ask = |text: &str| psql(sockets).and_then(|mut c| run(c.args(["-c", text])));
-    server.wait("PostgreSQL does not start", || ask("SELECT 1").is_ok())
+fn ask(site: &Site, text: &str) -> Result<String> {
+    run(psql(site)?.args(["-c", text]))
+}
+
+/// Whether a server answers there that has recovered.
+pub(super) fn is_served(site: &Site) -> bool {
+    ask(site, "SELECT 1").is_ok()
+}
+
+fn serve(site: &Site, user: User, more: &[&str]) -> Result<Server> {
+    let words = server(site)?;
+    let mut server = Server::start(site.command(user, &words[0], &words[1..]).args(more))?;
+    server.wait("PostgreSQL does not start", || is_served(site))?;
+    Ok(server)
 }
 
 impl Postgres {
-    fn sockets(inside: &Inside) -> PathBuf {
-        inside.root().join(SOCKETS)
+    /// Tables for so many clients in a database that is served, and `pgbench` at work on its own.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub(super) fn fill(&mut self, site: &Site, clients: usize) -> Result<()> {
+        let (user, program) = (User::named(USER)?, program("pgbench")?);
+        let options = ["-q", "-i", "-s", "1", "-U", USER, "-h"];
+        run(site.command(user, &program, options).arg(site.sockets()))?;
+        let text = format!(
+            "CREATE EXTENSION amcheck; CREATE TABLE journal(client int, n bigint, PRIMARY KEY(client, n)); \
+             CREATE TABLE tally(client int PRIMARY KEY, n bigint); INSERT INTO tally SELECT k, 0 FROM generate_series(0, {clients} - 1) k;"
+        );
+        ask(site, &text)?;
+        let options = ["-n", "-c", "2", "-R", "200", "-T", "100000", "-U", USER, "-h"];
+        self.bench = Some(Server::start(site.command(user, &program, options).arg(site.sockets()))?);
+        Ok(())
     }
 }
 
@@ -80,35 +116,19 @@ impl Database for Postgres {
         "global/pg_control"
     }
 
-    fn start(&mut self, inside: &Inside, clients: usize) -> Result<()> {
+    fn start(&mut self, site: &Site, clients: usize) -> Result<()> {
         let user = User::named(USER)?;
-        let (data, sockets) = (Path::new("/").join(DIRECTORY), Path::new("/").join(SOCKETS));
-        fs::create_dir(Self::sockets(inside))?;
-        for dir in [DIRECTORY, SOCKETS] {
-            chown(inside.root().join(dir), Some(user.uid), Some(user.gid))?;
+        for dir in [site.data(), site.sockets()] {
+            chown(site.seen(dir), Some(user.uid), Some(user.gid))?;
         }
-        let options = ["-A", "trust", "-U", USER, "-N", "--wal-segsize=1", "-E", "UTF8", "--locale=C", "-D"];
-        run(inside.command(user, &program("initdb")?, options).arg(&data))?;
-        let mut server =
-            Server::start(&mut inside.command(user, &program("postgres")?, arguments(&data, &sockets)))?;
-        ready(&mut server, &Self::sockets(inside))?;
-        self.server = Some(server);
-        run(inside
-            .command(user, &program("pgbench")?, ["-q", "-i", "-s", "1", "-U", USER, "-h"])
-            .arg(&sockets))?;
-        let text = format!(
-            "CREATE EXTENSION amcheck; CREATE TABLE journal(client int, n bigint, PRIMARY KEY(client, n)); \
-             CREATE TABLE tally(client int PRIMARY KEY, n bigint); INSERT INTO tally SELECT k, 0 FROM generate_series(0, {clients} - 1) k;"
-        );
-        run(psql(&Self::sockets(inside))?.args(["-c", &text]))?;
-        let options = ["-n", "-c", "2", "-R", "200", "-T", "100000", "-U", USER, "-h"];
-        let mut bench = inside.command(user, &program("pgbench")?, options);
-        self.bench = Some(Server::start(bench.arg(&sockets))?);
-        Ok(())
+        let words = maker(site)?;
+        run(&mut site.command(user, &words[0], &words[1..]))?;
+        self.server = Some(serve(site, user, &[])?);
+        self.fill(site, clients)
     }
 
-    fn client(&self, inside: &Inside, k: usize) -> Result<Box<dyn Client>> {
-        Ok(Box::new(Connection { talk: Talk::start(&mut psql(&Self::sockets(inside))?)?, k }))
+    fn client(&self, site: &Site, k: usize) -> Result<Box<dyn Client>> {
+        Ok(Box::new(Connection { talk: Talk::start(&mut psql(site)?)?, k }))
     }
 
     fn judge(&self, copy: &Path, clients: usize) -> Result<Vec<u64>> {
@@ -116,18 +136,21 @@ impl Database for Postgres {
         // It names a process that runs: the one in the container. A copy elsewhere has none.
         fs::remove_file(copy.join("postmaster.pid")).context("no server ran on this tree")?;
         let place = tempfile::tempdir()?;
-        let sockets = place.path();
-        chown(sockets, Some(user.uid), Some(user.gid))?;
-        let mut command = Command::new(program("postgres")?);
-        command.args(arguments(copy, sockets)).args(["-c", "autovacuum=off"]).uid(user.uid).gid(user.gid);
-        let mut judge = Judge(Server::start(command.current_dir("/"))?);
-        ready(&mut judge.0, sockets)?;
+        chown(place.path(), Some(user.uid), Some(user.gid))?;
+        let site = Site::here(copy, place.path());
+        let _judge = Judge(serve(&site, user, &["-c", "autovacuum=off"])?);
+        self.audit(&site, clients)
+    }
+}
+
+impl Recovered for Postgres {
+    fn audit(&self, site: &Site, clients: usize) -> Result<Vec<u64>> {
         // Tables against their indexes, indexes against themselves.
         let mut amcheck = Command::new(program("pg_amcheck")?);
-        amcheck.args(["-U", USER, "-d", USER, "--heapallindexed", "--parent-check", "-h"]).arg(sockets);
-        let said = run(&mut amcheck)?;
+        amcheck.args(["-U", USER, "-d", USER, "--heapallindexed", "--parent-check", "-h"]);
+        let said = run(amcheck.arg(site.seen(site.sockets())))?;
         ensure!(said.trim().is_empty(), "pg_amcheck: {said}");
-        let ask = |text: &str| run(psql(sockets)?.args(["-c", text]));
+        let ask = |text: &str| ask(site, text);
         let sums = ask(
             "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
              (SELECT sum(bbalance) FROM pgbench_branches), (SELECT coalesce(sum(delta), 0) FROM pgbench_history), \

@@ -3,19 +3,22 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::talk::{Server, run};
-use super::{Client, DIRECTORY, Database, Rows, prefixes, row};
-use crate::inside::{Inside, User};
+use super::{Client, Database, Recovered, Rows, Site, prefixes, row};
+use crate::inside::User;
 
-/// In the container and, of its own place, for the judge.
+/// Debian's.
+pub(super) const PROGRAMS: [&str; 2] = ["/usr/bin/redis-server", "/usr/bin/redis-check-aof"];
 const SOCKET: &str = "redis.sock";
 /// The list of the files that together are the append-only file.
 const MANIFEST: &str = "appendonlydir/appendonly.aof.manifest";
+
+/// Percent by which the file grows until it is rewritten, so that it is rewritten all the time.
+pub(super) const GROWTH: u32 = 100;
 
 /// The server in the container.
 #[derive(Debug, Default)]
@@ -23,16 +26,41 @@ pub struct Redis {
     server: Option<Server>,
 }
 
-/// `growth`: percent by which the file grows until it is rewritten; 0 for never.
-fn arguments(dir: &Path, socket: &Path, growth: u32) -> Vec<String> {
+/// The server's words; `growth`: percent by which the file grows until it is rewritten; 0 for never.
+pub(super) fn server(site: &Site, growth: u32) -> Vec<String> {
     let text = format!(
-        "--port 0 --daemonize no --save  --appendonly yes --appendfsync always --aof-load-truncated no \
+        "{} --port 0 --daemonize no --save  --appendonly yes --appendfsync always --aof-load-truncated no \
          --auto-aof-rewrite-percentage {growth} --auto-aof-rewrite-min-size 256kb --dir {} --unixsocket {}",
-        dir.display(),
-        socket.display()
+        PROGRAMS[0],
+        site.data().display(),
+        socket(site).display()
     );
     // Between two blanks is an empty argument: no snapshots of its own.
     text.split(' ').map(str::to_owned).collect()
+}
+
+fn socket(site: &Site) -> PathBuf {
+    site.sockets().join(SOCKET)
+}
+
+/// Whether a server answers there that has loaded its data.
+pub(super) fn is_served(site: &Site) -> bool {
+    let connection = Connection::new(&site.seen(&socket(site)), 0);
+    connection.and_then(|mut c| c.call(&["PING"])).is_ok()
+}
+
+fn serve(site: &Site, growth: u32) -> Result<Server> {
+    let words = server(site, growth);
+    let mut server = Server::start(&mut site.command(User::ROOT, &words[0], &words[1..]))?;
+    server.wait("redis does not load it", || is_served(site))?;
+    Ok(server)
+}
+
+/// Redis' own judge of the files finds nothing wrong, also nothing that is cut off at the end.
+fn checked(site: &Site) -> Result<()> {
+    let said = run(&mut site.command(User::ROOT, PROGRAMS[1], [site.data().join(MANIFEST)]))?;
+    ensure!(said.contains("All AOF files and manifest are valid"), "redis-check-aof: {said}");
+    Ok(())
 }
 
 impl Database for Redis {
@@ -44,35 +72,30 @@ impl Database for Redis {
         MANIFEST
     }
 
-    fn start(&mut self, inside: &Inside, _: usize) -> Result<()> {
-        let socket = Path::new("/run").join(SOCKET);
-        let args = arguments(&Path::new("/").join(DIRECTORY), &socket, 100);
-        let mut server = Server::start(&mut inside.command(User::ROOT, "/usr/bin/redis-server", args))?;
-        let seen = inside.root().join("run").join(SOCKET);
-        server.wait("redis does not start", || Connection::new(&seen, 0).is_ok())?;
-        self.server = Some(server);
+    fn start(&mut self, site: &Site, _: usize) -> Result<()> {
+        self.server = Some(serve(site, GROWTH)?);
         Ok(())
     }
 
-    fn client(&self, inside: &Inside, k: usize) -> Result<Box<dyn Client>> {
-        Ok(Box::new(Connection::new(&inside.root().join("run").join(SOCKET), k)?))
+    fn client(&self, site: &Site, k: usize) -> Result<Box<dyn Client>> {
+        Ok(Box::new(Connection::new(&site.seen(&socket(site)), k)?))
     }
 
     fn judge(&self, copy: &Path, clients: usize) -> Result<Vec<u64>> {
-        let manifest = copy.join(MANIFEST);
-        let said = run(Command::new("redis-check-aof").arg(&manifest))?;
-        ensure!(said.contains("All AOF files and manifest are valid"), "redis-check-aof: {said}");
         // A socket's path is short, and a judged directory's may not be.
         let place = tempfile::tempdir()?;
-        let socket = place.path().join(SOCKET);
+        let site = Site::here(copy, place.path());
+        checked(&site)?;
         // A rewrite is a process of its own, which would outlive the server that is killed.
-        let mut server = Server::start(Command::new("redis-server").args(arguments(copy, &socket, 0)))?;
-        let mut connection = None;
-        server.wait("redis does not load it", || {
-            connection = Connection::new(&socket, 0).ok();
-            connection.as_mut().is_some_and(|c| c.call(&["PING"]).is_ok())
-        })?;
-        let mut connection = connection.context("no connection")?;
+        let _server = serve(&site, 0)?;
+        self.audit(&site, clients)
+    }
+}
+
+impl Recovered for Redis {
+    fn audit(&self, site: &Site, clients: usize) -> Result<Vec<u64>> {
+        checked(site)?;
+        let mut connection = Connection::new(&site.seen(&socket(site)), 0)?;
         let mut rows = vec![Rows::default(); clients];
         let number = |answer: Vec<String>| -> Result<u64> {
             answer.first().map_or(Ok(0), |n| Ok(if n.is_empty() { 0 } else { n.parse()? }))

@@ -6,9 +6,11 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::talk::{Talk, run};
-use super::{Client, DIRECTORY, Database, Rows, prefixes, row};
-use crate::inside::{Inside, User};
+use super::{Client, Database, Recovered, Rows, Site, prefixes, row};
+use crate::inside::User;
 
+/// Debian's.
+pub(super) const PROGRAM: &str = "/usr/bin/sqlite3";
 const FILE: &str = "main.db";
 
 /// How it makes transactions atomic.
@@ -20,8 +22,8 @@ pub enum Sqlite {
     Wal,
 }
 
-fn shell(inside: &Inside) -> Command {
-    inside.command(User::ROOT, "/usr/bin/sqlite3", ["-batch", &format!("/{DIRECTORY}/{FILE}")])
+fn shell(site: &Site) -> Command {
+    site.command(User::ROOT, PROGRAM, ["-batch".as_ref(), site.data().join(FILE).as_os_str()])
 }
 
 impl Database for Sqlite {
@@ -33,7 +35,7 @@ impl Database for Sqlite {
         FILE
     }
 
-    fn start(&mut self, inside: &Inside, clients: usize) -> Result<()> {
+    fn start(&mut self, site: &Site, clients: usize) -> Result<()> {
         let mode = if *self == Sqlite::Wal { "WAL" } else { "DELETE" };
         let rows: Vec<String> = (0..clients).map(|k| format!("({k}, 0)")).collect();
         let text = format!(
@@ -43,11 +45,11 @@ impl Database for Sqlite {
              WITH RECURSIVE i(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM i WHERE n < 200) INSERT INTO filler SELECT n, randomblob(1000) FROM i;",
             rows.join(",")
         );
-        run(shell(inside).arg(text)).map(drop)
+        run(shell(site).arg(text)).map(drop)
     }
 
-    fn client(&self, inside: &Inside, k: usize) -> Result<Box<dyn Client>> {
-        let mut talk = Talk::start(&mut shell(inside))?;
+    fn client(&self, site: &Site, k: usize) -> Result<Box<dyn Client>> {
+        let mut talk = Talk::start(&mut shell(site))?;
         // A small cache spills pages into the file in the middle of a transaction; a small log is checkpointed all the time.
         let ready =
             ".bail on\n.timeout 60000\nPRAGMA cache_size=8; PRAGMA wal_autocheckpoint=100; SELECT 'ready';";
@@ -56,12 +58,18 @@ impl Database for Sqlite {
     }
 
     fn judge(&self, copy: &Path, clients: usize) -> Result<Vec<u64>> {
+        self.audit(&Site::here(copy, copy), clients)
+    }
+}
+
+impl Recovered for Sqlite {
+    fn audit(&self, site: &Site, clients: usize) -> Result<Vec<u64>> {
         // In this order: the first statement recovers.
         let text = "PRAGMA integrity_check; PRAGMA foreign_key_check; \
                     SELECT client, count(*), min(n), max(n), (SELECT n FROM tally t WHERE t.client = j.client) FROM journal j GROUP BY client; \
                     SELECT 'filler', count(*) FROM filler;";
-        ensure!(copy.join(FILE).exists(), "there is no {FILE}");
-        let said = run(Command::new("sqlite3").args(["-batch", "-bail"]).arg(copy.join(FILE)).arg(text))?;
+        ensure!(site.seen(site.data()).join(FILE).exists(), "there is no {FILE}");
+        let said = run(shell(site).args(["-bail", text]))?;
         let mut rows = vec![Rows::default(); clients];
         let mut lines = said.lines();
         ensure!(lines.next() == Some("ok"), "integrity_check: {said}");

@@ -4,7 +4,9 @@
 //! one is a failure.
 
 mod bare;
+mod databases;
 mod docker_store;
+mod kinds;
 mod kubelet;
 mod life;
 mod listing;

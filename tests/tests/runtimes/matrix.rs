@@ -28,14 +28,14 @@ use snapshot_engine::container::{Target, process};
 use snapshot_engine::kernel::enclosure;
 use snapshot_engine::model::pid::Pid;
 use snapshot_tests::bench::eventually;
-use snapshot_tests::engine;
 use snapshot_tests::everything::{Mount, make};
 use snapshot_tests::judges::{Verify, judge, serve};
 use snapshot_tests::layered::overlay;
 use snapshot_tests::registry::{Registry, Security};
-use snapshot_tests::unpacked::{OciImage, must_be_equal, umoci};
+use snapshot_tests::unpacked::{OciImage, must_be_equal};
 
-use super::support::{CRUN, House, MARK, absent, frozen};
+use super::kinds::{CONTAINERD, CRUN_ROW, DOCKER, Kind, PODMAN, Process, RUNC};
+use super::support::{House, MARK, absent, frozen, shell};
 use super::writers::{SCRIPT, counted, fill, must_be_back, must_be_frozen};
 
 /// The command of the containers that run in room B: nothing changes their tree.
@@ -44,149 +44,8 @@ const STILL: &str = "exec /bin/busybox sleep 1000";
 /// Entries of the tree: all that `everything` makes, and more.
 pub(crate) const ENTRIES: u64 = 120;
 
-/// Not in a tar layer.
-const SOCKET: &str = "data/all/socket: only on the left";
-
-/// Readers of tar written in Go take an attribute without a value for none (`archive/tar`, `mergePAX`).
-const NO_VALUE: &str =
-    "data/all/size-1: attributes [trusted.t(8) user.a(0) user.b(1)] and [trusted.t(8) user.b(1)]";
-
-/// docker and containers/storage set no time before 1970 (`Chtimes`, pkg/system/chtimes.go), nor does containerd (`boundTime`, archive/time.go).
-const BEFORE_1970: &str = "data/all/same-b: mtime (-1000000000, 999999999) and (0, 0)";
-
 /// nydusd shows every root with this mode, also those of images made by nydus-image. podman makes its layers with the other.
 const NYDUSD_ROOT: &str = ".: mode 40555 and 40755";
-
-/// One row.
-#[derive(Debug)]
-struct Kind {
-    /// The runtime, which also is the scheme of its containers.
-    name: &'static str,
-    /// The room that has it.
-    peer: &'static str,
-    /// Starts the container `origin` with its writers.
-    start: fn(&House) -> Result<()>,
-    /// Has the image in the registry run as the container `copy`, by nothing but the runtime where it has a store.
-    oci: fn(&House, &Registry, &str) -> Result<&'static str>,
-    /// Runs the container `copy-nydus` on this root; `None`: it cannot.
-    rootfs: Option<fn(&House, &Path) -> Result<()>>,
-    /// Beside the way that is tested: what the runtime's own way would take.
-    nydus: &'static str,
-    /// What is not the same after its way through tar layers and its store.
-    excused: &'static [&'static str],
-}
-
-/// docker makes these anew for every container, for what it mounts over them (`initlayer.Setup`).
-const DOCKER_MAKES: [&str; 11] = [
-    SOCKET,
-    NO_VALUE,
-    BEFORE_1970,
-    ".dockerenv: mtime",
-    "dev: mtime",
-    "dev/console: mtime",
-    "etc: mtime",
-    "etc/hostname: mtime",
-    "etc/hosts: mtime",
-    "etc/mtab: mtime",
-    "etc/resolv.conf: mtime",
-];
-
-/// Attributes for the administrator alone are none of an archive's business, says containerd (`setxattr`, archive/tar_unix.go).
-const CONTAINERD_LEAVES: [&str; 5] = [
-    SOCKET,
-    BEFORE_1970,
-    "data/all/link: attributes [trusted.on-a-link(1)] and []",
-    "data/all/linked/link-too: attributes [trusted.on-a-link(1)] and []",
-    "data/all/size-1: attributes [trusted.t(8) user.a(0) user.b(1)] and [user.a(0) user.b(1)]",
-];
-
-const DOCKER: Kind = Kind {
-    name: "docker",
-    peer: "docker",
-    start: |house| house.docker_like("docker", "origin", &["--env", MARK], SCRIPT).map(drop),
-    oci: |house, registry, image| {
-        let image = format!("{}/{image}", registry.host());
-        house.line(&format!("docker pull --quiet {image}"))?;
-        house.docker_like_of(&image, "docker", "copy", &[], STILL)?;
-        Ok("`docker pull`, `docker run`")
-    },
-    rootfs: None,
-    nydus: "docker runs no directory; it would take nydus-snapshotter below its containerd image store (no package in Debian)",
-    excused: &DOCKER_MAKES,
-};
-
-const PODMAN: Kind = Kind {
-    name: "podman",
-    peer: "podman",
-    start: |house| house.docker_like("podman", "origin", &["--env", MARK], SCRIPT).map(drop),
-    oci: |house, registry, image| {
-        let image = format!("{}/{image}", registry.host());
-        house.line(&format!("podman pull --quiet --tls-verify=false {image}"))?;
-        house.docker_like_of(&image, "podman", "copy", &[], STILL)?;
-        Ok("`podman pull`, `podman run`")
-    },
-    rootfs: Some(|house, root| {
-        let root = root.display().to_string();
-        house.docker_like_of(&root, "podman", "copy-nydus", &["--rootfs"], STILL).map(drop)
-    }),
-    nydus: "`podman run --rootfs`; containers/storage has no driver for Nydus",
-    excused: &[SOCKET, NO_VALUE, BEFORE_1970],
-};
-
-const CONTAINERD: Kind = Kind {
-    name: "containerd",
-    peer: "containerd",
-    start: |house| house.ctr("origin", &["--env", MARK], SCRIPT).map(drop),
-    oci: |house, registry, image| {
-        let image = format!("{}/{image}", registry.host());
-        house.line(&format!("ctr images pull --plain-http {image}"))?;
-        house.ctr_of(&image, "copy", &[], STILL)?;
-        Ok("`ctr images pull`, `ctr run`")
-    },
-    rootfs: Some(|house, root| {
-        house.ctr_of(&root.display().to_string(), "copy-nydus", &["--rootfs"], STILL).map(drop)
-    }),
-    nydus: "`ctr run --rootfs`; `ctr images pull` needs nydus-snapshotter (no package in Debian)",
-    excused: &CONTAINERD_LEAVES,
-};
-
-const RUNC: Kind = Kind {
-    name: "runc",
-    peer: "runc",
-    start: |house| {
-        house.bundle(&["runc"], "origin", &house.overlay("origin")?, &["/bin/busybox", "sh", "-c", SCRIPT])
-    },
-    oci: |house, registry, image| bare(house, registry, image, &["runc"]),
-    rootfs: Some(|house, root| {
-        house.bundle(&["runc"], "copy-nydus", root, &["/bin/busybox", "sh", "-c", STILL])
-    }),
-    nydus: "`runc run` on a bundle; it has no images of its own",
-    excused: &[SOCKET, NO_VALUE],
-};
-
-const CRUN_ROW: Kind = Kind {
-    name: "crun",
-    peer: "runc",
-    start: |house| {
-        house.bundle(&CRUN, "origin", &house.overlay("origin")?, &["/bin/busybox", "sh", "-c", SCRIPT])
-    },
-    oci: |house, registry, image| bare(house, registry, image, &CRUN),
-    rootfs: Some(|house, root| house.bundle(&CRUN, "copy-nydus", root, &["/bin/busybox", "sh", "-c", STILL])),
-    nydus: "`crun run` on a bundle; it has no images of its own",
-    excused: &[SOCKET, NO_VALUE],
-};
-
-/// A runtime without images: skopeo pulls, umoci unpacks.
-fn bare(house: &House, registry: &Registry, image: &str, runtime: &[&str]) -> Result<&'static str> {
-    let (layout, root) = (house.place.0.join("pulled"), house.place.0.join("unpacked"));
-    registry.pull(image, &format!("oci:{}:t", layout.display()))?;
-    umoci(&layout, "t", &root)?;
-    let config = OciImage::read(&layout, "t")?.config;
-    let env = config["config"]["Env"].as_array().context("no environment")?;
-    ensure!(env.iter().any(|entry| entry == MARK), "{config:#}");
-    house.bundle(runtime, "copy", &root, &["/bin/busybox", "sh", "-c", STILL])?;
-    Ok("skopeo, `umoci raw unpack`, a bundle")
-}
 
 /// The column of machines that have both versions.
 const HYBRID: &str = "hybrid";
@@ -271,18 +130,9 @@ impl Cell<'_> {
     /// Commits the container to the registry, as it is at work.
     fn commit(&self, format: &str, gate: &str) -> Result<(String, Value)> {
         let image = format!("matrix/{}:{format}", self.kind.name);
-        let (container, target) =
-            (format!("{}://origin", self.kind.name), format!("{}/{image}", self.registry.host()));
-        let work = make(&self.first.place.0, &format!("work-{format}"))?.display().to_string();
-        let words = ["commit", &container, &target, "--format", format, "--gate", gate, "--work-dir", &work];
-        // Long enough for a machine that does other things, too: how long it takes is measured elsewhere.
-        let more = ["--target-insecure", "--wait", "--max-pause", "500ms", "--output", "json"];
         let lines = || counted(&process::root(self.origin.init).join("data/log"));
-        let done = self.first.engine(&[&words[..], &more].concat())?.must_succeed()?.json()?;
-        ensure!(
-            done["state"] == "completed" && done["delivery"]["digest"] == done["image"]["manifest"],
-            "{done:#}"
-        );
+        let container = format!("{}://origin", self.kind.name);
+        let done = self.first.push(&container, self.registry, &image, format, gate)?;
         must_be_frozen(&frozen(&done)?)?;
         let before = counted(&frozen(&done)?.join("data/log"))?;
         ensure!(self.origin.is_alive() && !self.origin.cgroup.is_frozen()?, "{done:#}");
@@ -300,7 +150,7 @@ impl Cell<'_> {
         let (image, done) = self.commit("oci", "freezer")?;
         ensure!(done["gate"] == "freezer", "{done:#}");
         let reference = self.reference("oci", &done)?;
-        let how = (self.kind.oci)(self.second, self.registry, &image)?;
+        let how = (self.kind.oci)(self.second, self.registry, &image, &shell(STILL))?;
         let init = must_run(self.second, "copy", &reference.0, self.kind.excused)?;
         let environment = fs::read(process::dir(init).join("environ"))?;
         ensure!(
@@ -317,20 +167,17 @@ impl Cell<'_> {
         let layout = dir.join("layout").display().to_string();
         self.registry.pull(&image, &format!("oci:{layout}:t"))?;
         let judged = served_by_nydusd(Path::new(&layout), &dir, &reference.0)?;
-        let (at, written) = (make(&dir, "rootfs")?, make(&dir, "written")?);
-        let (engine, image) = (engine::binary().to_string_lossy(), format!("{layout}:t"));
-        let words = [&engine, "image", "mount", &image, &at.to_string_lossy(), "--rw", "--rw-dir"];
-        self.second.run(&[&words[..], &[&written.to_string_lossy()]].concat())?;
+        let at = self.second.mount(Path::new(&layout), "t", &dir)?;
         let seen = process::root(self.second.witness).join(at.strip_prefix("/")?);
         must_be_equal(&reference.0, &seen, ENTRIES, &[])?;
         let mut how = format!("`image mount`{judged}; ");
         if let Some(run) = self.kind.rootfs {
-            run(self.second, &at)?;
+            run(self.second, &at, &Process::of_root(&shell(STILL)))?;
             must_run(self.second, "copy-nydus", &reference.0, &[])?;
         }
         if self.kind.peer == "runc" && !(self.kind.name == "crun" && self.column == HYBRID) {
             // crun refuses hybrid hierarchies with controllers in version 2.
-            self.run(&image)?;
+            self.run(&format!("{layout}:t"))?;
             how += "`snapshot-engine run`; ";
         }
         how += self.kind.nydus;
@@ -386,7 +233,7 @@ fn row(kind: &Kind, cgroups: Cgroups) -> Result<()> {
     if cgroups == Cgroups::V2Only {
         must_be_alone(&first)?;
     }
-    (kind.start)(&first)?;
+    (kind.start)(&first, &first.image()?, &Process::of_root(&shell(SCRIPT)))?;
     let origin = first.running(&format!("{}://origin", kind.name))?;
     fill(origin.init)?;
     must_be_listed(kind, &first, &origin)?;

@@ -13,6 +13,10 @@ use snapshot_engine::container::{Found, Places, Target, find, process};
 use snapshot_engine::model::pid::Pid;
 use snapshot_tests::bench::{root, unique};
 use snapshot_tests::engine::{self, Ended};
+use snapshot_tests::inside::User;
+use snapshot_tests::registry::Registry;
+
+use super::kinds::Image;
 
 /// The image of the peers' containers.
 pub(crate) const IMAGE: &str = "localhost/snapshot-peer:latest";
@@ -141,52 +145,80 @@ impl House {
         options: &[&str],
         script: &str,
     ) -> Result<String> {
-        self.docker_like_of(IMAGE, program, name, options, script)
+        self.docker_like_of(IMAGE, program, name, options, &shell(script))
     }
 
-    /// The same of another image (or of what the last option says it is).
+    /// The same of another image (or of what the last option says it is), with any command; none is the image's own.
     pub(crate) fn docker_like_of(
         &self,
         image: &str,
         program: &str,
         name: &str,
         options: &[&str],
-        script: &str,
+        command: &[&str],
     ) -> Result<String> {
         let parent = format!("--cgroup-parent={}", self.cgroup(name)?);
         let run = [program, "run", "--detach", "--network=none", "--name", name, &parent];
-        self.run(&[&run[..], options, &[image, "/bin/busybox", "sh", "-c", script]].concat())
+        self.run(&[&run[..], options, &[image], command].concat())
     }
 
     /// The same by `ctr`.
     pub(crate) fn ctr(&self, name: &str, options: &[&str], script: &str) -> Result<String> {
-        self.ctr_of(IMAGE, name, options, script)
+        self.ctr_of(IMAGE, name, options, &shell(script))
     }
 
-    /// The same of another image (or of what the last option says it is).
-    pub(crate) fn ctr_of(&self, image: &str, name: &str, options: &[&str], script: &str) -> Result<String> {
+    /// The same of another image (or of what the last option says it is), with any command; none is the image's own.
+    pub(crate) fn ctr_of(
+        &self,
+        image: &str,
+        name: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<String> {
         let cgroup = self.cgroup(name)?;
         // It would ask for a weight, for which a version 2 hierarchy without controllers has no file.
         let run = ["ctr", "run", "--detach", "--null-io", "--cpu-shares", "0", "--cgroup", &cgroup];
-        self.run(&[&run[..], options, &[image, name, "/bin/busybox", "sh", "-c", script]].concat())
+        self.run(&[&run[..], options, &[image, name], command].concat())
+    }
+
+    /// The peers' image.
+    pub(crate) fn image(&self) -> Result<Image> {
+        let lowers = &self.container.target().overlay.lowers;
+        Ok(Image { name: IMAGE, root: lowers.last().context("no image")?.clone() })
     }
 
     /// A root of its own for a container named `name`: an overlay in the room, on the image's files.
     pub(crate) fn overlay(&self, name: &str) -> Result<PathBuf> {
+        self.overlay_on(&self.image()?.root, name)
+    }
+
+    /// The same on a directory.
+    pub(crate) fn overlay_on(&self, lower: &Path, name: &str) -> Result<PathBuf> {
         let dir = self.place.0.join(name);
         for part in ["upper", "work", "merged"] {
             fs::create_dir_all(dir.join(part))?;
         }
         let path = |part: &str| dir.join(part).display().to_string();
-        let lowers = &self.container.target().overlay.lowers;
-        let lower = lowers.last().context("no image")?.display();
-        let options = format!("lowerdir={lower},upperdir={},workdir={}", path("upper"), path("work"));
+        let (lower, upper, work) = (lower.display(), path("upper"), path("work"));
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
         self.run(&["/bin/busybox", "mount", "-t", "overlay", "-o", &options, "overlay", &path("merged")])?;
         Ok(dir.join("merged"))
     }
 
     /// Starts a container on that root by runc, crun or a wrapper of theirs.
     pub(crate) fn bundle(&self, runtime: &[&str], name: &str, root: &Path, command: &[&str]) -> Result<()> {
+        self.bundle_as(User::ROOT, runtime, name, root, command)
+    }
+
+    /// The same as another user.
+    pub(crate) fn bundle_as(
+        &self,
+        user: User,
+        runtime: &[&str],
+        name: &str,
+        root: &Path,
+        command: &[&str],
+    ) -> Result<()> {
         let dir = self.place.0.join(name);
         fs::create_dir_all(&dir)?;
         self.run(&["/bin/busybox", "sh", "-c", &format!("cd {} && runc spec", dir.display())])?;
@@ -195,6 +227,7 @@ impl House {
         let process = config["process"].as_object_mut().context("no process")?;
         process.insert("terminal".into(), json!(false));
         process.insert("args".into(), json!(command));
+        process.insert("user".into(), json!({ "uid": user.uid, "gid": user.gid }));
         process.remove("rlimits");
         config["process"]["env"].as_array_mut().context("no environment")?.push(json!(MARK));
         config["root"] = json!({ "path": root, "readonly": false });
@@ -269,6 +302,42 @@ impl House {
         members.find(first).with_context(|| format!("{name} does not run"))
     }
 
+    /// Commits a container that is at work to a registry; the result as JSON.
+    pub(crate) fn push(
+        &self,
+        container: &str,
+        registry: &Registry,
+        image: &str,
+        format: &str,
+        gate: &str,
+    ) -> Result<Value> {
+        let target = format!("{}/{image}", registry.host());
+        let work = self.place.0.join(format!("work-{format}"));
+        fs::create_dir_all(&work)?;
+        let work = work.display().to_string();
+        let words = ["commit", container, &target, "--format", format, "--gate", gate, "--work-dir", &work];
+        // Long enough for a machine that does other things, too: how long it takes is measured elsewhere.
+        let more = ["--target-insecure", "--wait", "--max-pause", "500ms", "--output", "json"];
+        let done = self.engine(&[&words[..], &more].concat())?.must_succeed()?.json()?;
+        ensure!(
+            done["state"] == "completed" && done["delivery"]["digest"] == done["image"]["manifest"],
+            "{done:#}"
+        );
+        Ok(done)
+    }
+
+    /// Has an image in a layout mounted in the room, writable, by the engine. The root of what is mounted.
+    pub(crate) fn mount(&self, layout: &Path, tag: &str, dir: &Path) -> Result<PathBuf> {
+        let [at, written] = ["rootfs", "written"].map(|name| dir.join(name));
+        for dir in [&at, &written] {
+            fs::create_dir_all(dir)?;
+        }
+        let (engine, image) = (engine::binary().to_string_lossy(), format!("{}:{tag}", layout.display()));
+        let words = [&engine, "image", "mount", &image, &at.to_string_lossy(), "--rw", "--rw-dir"];
+        self.run(&[&words[..], &[&written.to_string_lossy()]].concat())?;
+        Ok(at)
+    }
+
     /// Commits a container; the result as JSON.
     pub(crate) fn commit(&self, container: &str, tag: &str) -> Result<serde_json::Value> {
         let (target, work) =
@@ -279,6 +348,11 @@ impl House {
         let words = [&words[..], &["--wait", "--max-pause", "100ms", "--output", "json"]].concat();
         self.engine(&words)?.must_succeed()?.json()
     }
+}
+
+/// The command that runs a script.
+pub(crate) fn shell(script: &str) -> [&str; 4] {
+    ["/bin/busybox", "sh", "-c", script]
 }
 
 /// Says that a runtime was not tried, to whoever runs the tests: what a test prints by the macros is shown only if it fails.
