@@ -155,7 +155,8 @@ impl Cell<'_> {
         let environment = fs::read(process::dir(init).join("environ"))?;
         ensure!(
             environment.split(|b| *b == 0).any(|entry| entry == MARK.as_bytes()),
-            "without its environment"
+            "its environment is {:?}",
+            String::from_utf8_lossy(&environment)
         );
         Ok(how.to_owned())
     }
