@@ -132,7 +132,7 @@ pub(crate) const DOCKER: Kind = Kind {
         Ok("`docker pull`, `docker run`")
     },
     rootfs: None,
-    nydus: "docker runs no directory; it would take nydus-snapshotter below its containerd image store (no package in Debian)",
+    nydus: "docker runs no directory; it would take nydus-snapshotter below its containerd image store, which was not tried",
     excused: &DOCKER_MAKES,
 };
 
@@ -182,7 +182,7 @@ pub(crate) const CONTAINERD: Kind = Kind {
         }
         house.ctr_of(&root.display().to_string(), "copy-nydus", &["--rootfs"], &words).map(drop)
     }),
-    nydus: "`ctr run --rootfs`; `ctr images pull` needs nydus-snapshotter (no package in Debian)",
+    nydus: "`ctr run --rootfs`; nydus-snapshotter runs it through CRI (`snapshotter`)",
     excused: &CONTAINERD_LEAVES,
 };
 
