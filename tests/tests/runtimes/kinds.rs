@@ -132,7 +132,7 @@ pub(crate) const DOCKER: Kind = Kind {
         Ok("`docker pull`, `docker run`")
     },
     rootfs: None,
-    nydus: "docker runs no directory; it would take nydus-snapshotter below its containerd image store, which was not tried",
+    nydus: "docker runs no directory, and nydus-snapshotter 0.13 does not look past docker's init layer (`Mounts`, snapshot/snapshot.go): the root is empty",
     excused: &DOCKER_MAKES,
 };
 
