@@ -45,7 +45,13 @@ pub fn nydus(task: Task, format: Format) -> Request {
 /// A task to be an image of plain layers.
 #[must_use]
 pub fn plain(task: Task) -> archive::Request {
-    archive::Request { task, base: None, base_digest: None, compression: LayerCompression::Gzip }
+    archive::Request {
+        task,
+        base: None,
+        base_digest: None,
+        origin: None,
+        compression: LayerCompression::Gzip,
+    }
 }
 
 /// A tree to be a Nydus image of its own.

@@ -74,6 +74,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  \
         snapshot-engine commit web oci:/var/lib/images:web-1\n  \
         snapshot-engine commit web localhost:5000/web:1 --target-insecure --wait\n  \
+        snapshot-engine commit web registry.example.com/team/web:1 --format oci --wait\n  \
         snapshot-engine commit web oci-archive:web.tar:web-1 --wait\n  \
         snapshot-engine commit web oci:/var/lib/images:web-2 --change 'ENV DEBUG=1' --change 'CMD [\"serve\"]'\n  \
         snapshot-engine commit web oci:/var/lib/images:web-3 --without-path '/var/cache/*' --without-path '*.pyc'\n  \
@@ -301,7 +302,7 @@ pub(crate) struct How {
     #[arg(long)]
     full: bool,
     /// The OCI image the container was started from, in a layout: its layers are referred to instead of made again: oci:DIR:TAG. Without it, it is
-    /// looked for in the target
+    /// looked for in the target, in the registry that the target is in, and in containerd
     #[arg(long, value_name = "IMAGE")]
     base_image: Option<LayoutImage>,
     /// Paths that are left out: what the container wrote there is not in the image, which shows what is below instead. /var/cache/app with all below it, /tmp/*,

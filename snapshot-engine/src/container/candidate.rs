@@ -43,6 +43,9 @@ pub struct ImageRef {
     pub name: String,
     /// `sha256:..` of its manifest or index at containerd and CRI, of its config (the image's id) at docker and podman; empty if the runtime does not say.
     pub digest: String,
+    /// Names by which registries have it: `docker.io/library/redis@sha256:..`.
+    #[serde(default)]
+    pub at: Vec<String>,
 }
 
 /// A container's snapshot at containerd: with it the layers can be asked for, mounted or pushed by containerd itself.

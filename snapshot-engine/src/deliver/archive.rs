@@ -225,7 +225,7 @@ mod tests {
         assert_eq!((done.sent, done.sent_bytes), (3, fs::metadata(&file).unwrap().len()));
         let out = dir.path().join("out");
         tar::Archive::new(File::open(&file).unwrap()).unpack(&out).unwrap();
-        let back = Content::read(&out, "v1").unwrap();
+        let back = Content::read(&out, "v1", false).unwrap();
         assert_eq!(back.root().unwrap().bytes, content.root().unwrap().bytes);
         assert!(back.blobs.iter().all(|blob| blob.is_whole().unwrap()));
 

@@ -8,6 +8,8 @@
 //! lease expires. Messages hold the fields that are needed, by their numbers in containerd's `api/services/*/v1/*.proto`, which are its promise to every
 //! client (as in `container/resolver/containerd.rs`). The transfer service, which would take a whole archive, is only in containerd 1.7 and later.
 
+mod content;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -108,6 +110,8 @@ struct PutImage {
     image: Option<Image>,
 }
 
+pub(super) use content::origin;
+
 const PIECE: u64 = 1 << 20;
 
 /// Puts the image into a namespace.
@@ -171,14 +175,22 @@ impl Daemon {
         method: &'static str,
         question: Q,
     ) -> Result<Result<(), tonic::Status>, DeliverError> {
+        Ok(self.ask::<Q, Whatever>(method, question).await?.map(drop))
+    }
+
+    async fn ask<Q: prost::Message + 'static, A: prost::Message + Default + 'static>(
+        &mut self,
+        method: &'static str,
+        question: Q,
+    ) -> Result<Result<A, tonic::Status>, DeliverError> {
         let mut request = tonic::Request::new(question);
         self.dress(&mut request);
         let (who, after) = (self.who.clone(), self.patience);
         let whole = async {
             self.client.ready().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
             let path = hyper::http::uri::PathAndQuery::from_static(method);
-            let codec = tonic_prost::ProstCodec::<Q, Whatever>::default();
-            self.client.unary(request, path, codec).await.map(|_| ())
+            let codec = tonic_prost::ProstCodec::<Q, A>::default();
+            self.client.unary(request, path, codec).await.map(tonic::Response::into_inner)
         };
         tokio::time::timeout(after, whole).await.map_err(|_| DeliverError::Hung { registry: who, after })
     }

@@ -22,8 +22,10 @@ pub(super) struct Blob {
     pub(super) digest: String,
     pub(super) size: u64,
     pub(super) media_type: String,
-    /// Where they are.
+    /// Where they are, or come to be when they are fetched.
     pub(super) path: PathBuf,
+    /// Whether they are there.
+    pub(super) here: bool,
     /// `containerd.io/uncompressed` or the like of its descriptor.
     pub(super) annotations: Value,
 }
@@ -67,8 +69,8 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// What a tag of a layout stands for.
-    pub(super) fn read(layout: &Path, tag: &str) -> Result<Content, DeliverError> {
+    /// What a tag of a layout stands for. `partial`: blobs may be elsewhere.
+    pub(super) fn read(layout: &Path, tag: &str, partial: bool) -> Result<Content, DeliverError> {
         let path = layout.join("index.json");
         let damaged = |why: &str| DeliverError::Damaged { path: path.clone(), why: why.to_owned() };
         let index = fs::read(&path).map_err(DeliverError::io("read", &path))?;
@@ -79,7 +81,7 @@ impl Content {
             .find(|m| m["annotations"][REF_NAME].as_str() == Some(tag))
             .ok_or_else(|| damaged("the image is not in it"))?;
         let mut content = Content { documents: Vec::new(), blobs: Vec::new() };
-        content.take(layout, descriptor, 0)?;
+        content.take(layout, descriptor, partial, 0)?;
         Ok(content)
     }
 
@@ -103,8 +105,14 @@ impl Content {
         })
     }
 
-    fn take(&mut self, layout: &Path, descriptor: &Value, depth: u32) -> Result<(), DeliverError> {
-        let blob = blob(layout, descriptor)?;
+    fn take(
+        &mut self,
+        layout: &Path,
+        descriptor: &Value,
+        partial: bool,
+        depth: u32,
+    ) -> Result<(), DeliverError> {
+        let blob = blob(layout, descriptor, false)?;
         let damaged = |why: &str| DeliverError::Damaged { path: blob.path.clone(), why: why.to_owned() };
         if blob.size > LARGEST || depth > 2 {
             return Err(damaged("it is no manifest"));
@@ -116,11 +124,11 @@ impl Content {
         let json: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(&e.to_string()))?;
         if INDEXES.contains(&blob.media_type.as_str()) {
             for manifest in json["manifests"].as_array().into_iter().flatten() {
-                self.take(layout, manifest, depth + 1)?;
+                self.take(layout, manifest, partial, depth + 1)?;
             }
         } else {
             for descriptor in json["layers"].as_array().into_iter().flatten().chain([&json["config"]]) {
-                let blob = self::blob(layout, descriptor)?;
+                let blob = self::blob(layout, descriptor, partial)?;
                 if !self.blobs.iter().any(|known| known.digest == blob.digest) {
                     self.blobs.push(blob);
                 }
@@ -131,8 +139,8 @@ impl Content {
     }
 }
 
-/// Finds the file of a descriptor.
-pub(super) fn blob(layout: &Path, descriptor: &Value) -> Result<Blob, DeliverError> {
+/// Finds the file of a descriptor. `absent`: there need be none.
+pub(super) fn blob(layout: &Path, descriptor: &Value, absent: bool) -> Result<Blob, DeliverError> {
     let digest = descriptor["digest"].as_str().unwrap_or_default();
     let damaged = |why: String| DeliverError::Damaged { path: layout.join("index.json"), why };
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
@@ -140,16 +148,23 @@ pub(super) fn blob(layout: &Path, descriptor: &Value) -> Result<Blob, DeliverErr
         return Err(damaged(format!("`{}` is no digest", digest.escape_debug())));
     }
     let path = layout.join("blobs/sha256").join(hex);
-    let there = fs::symlink_metadata(&path).map_err(DeliverError::io("find", &path))?;
     let size = descriptor["size"].as_u64().unwrap_or_default();
-    if !there.is_file() || there.len() != size {
-        return Err(damaged(format!("{digest} has {} bytes and not {size}", there.len())));
-    }
+    let here = match fs::symlink_metadata(&path) {
+        Err(e) if absent && e.kind() == std::io::ErrorKind::NotFound => false,
+        there => {
+            let there = there.map_err(DeliverError::io("find", &path))?;
+            if !there.is_file() || there.len() != size {
+                return Err(damaged(format!("{digest} has {} bytes and not {size}", there.len())));
+            }
+            true
+        }
+    };
     Ok(Blob {
         digest: digest.to_owned(),
         size,
         media_type: descriptor["mediaType"].as_str().unwrap_or(MANIFEST).to_owned(),
         path,
+        here,
         annotations: descriptor["annotations"].clone(),
     })
 }
@@ -179,7 +194,7 @@ pub(super) mod sample {
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())
             .unwrap();
-        Content::read(dir, "t").unwrap()
+        Content::read(dir, "t", false).unwrap()
     }
 }
 
@@ -194,7 +209,7 @@ mod tests {
         assert_eq!(content.blobs.len(), 3, "two layers and the config");
         assert_eq!(content.documents.len(), 1);
         assert!(!content.is_nydus() && content.blobs[0].is_whole().unwrap());
-        assert!(matches!(Content::read(dir.path(), "other"), Err(DeliverError::Damaged { .. })));
+        assert!(matches!(Content::read(dir.path(), "other", false), Err(DeliverError::Damaged { .. })));
     }
 
     #[test]
@@ -202,16 +217,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = sample::layout(dir.path(), &[b"one"]);
         fs::write(&content.blobs[0].path, "longer").unwrap();
-        assert!(matches!(Content::read(dir.path(), "t"), Err(DeliverError::Damaged { .. })));
+        assert!(matches!(Content::read(dir.path(), "t", true), Err(DeliverError::Damaged { .. })));
         fs::write(&content.blobs[0].path, "ONE").unwrap();
-        assert!(!Content::read(dir.path(), "t").unwrap().blobs[0].is_whole().unwrap());
+        assert!(!Content::read(dir.path(), "t", false).unwrap().blobs[0].is_whole().unwrap());
         fs::write(&content.documents[0].blob.path, vec![b' '; content.documents[0].bytes.len()]).unwrap();
-        assert!(matches!(Content::read(dir.path(), "t"), Err(DeliverError::Damaged { .. })));
+        assert!(matches!(Content::read(dir.path(), "t", false), Err(DeliverError::Damaged { .. })));
+    }
+
+    #[test]
+    fn only_a_partial_image_may_lack_layers_and_none_may_lack_its_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = sample::layout(dir.path(), &[b"one", b"two"]);
+        fs::remove_file(&content.blobs[0].path).unwrap();
+        assert!(matches!(Content::read(dir.path(), "t", false), Err(DeliverError::Io { .. })));
+        let partial = Content::read(dir.path(), "t", true).unwrap();
+        let here: Vec<bool> = partial.blobs.iter().map(|blob| blob.here).collect();
+        assert_eq!(here, [false, true, true]);
+        fs::remove_file(&content.documents[0].blob.path).unwrap();
+        assert!(Content::read(dir.path(), "t", true).is_err());
     }
 
     #[test]
     fn a_digest_cannot_lead_elsewhere() {
         let descriptor = serde_json::json!({"digest": "sha256:../../../etc/passwd", "size": 1});
-        assert!(matches!(blob(Path::new("/"), &descriptor), Err(DeliverError::Damaged { .. })));
+        assert!(matches!(blob(Path::new("/"), &descriptor, true), Err(DeliverError::Damaged { .. })));
     }
 }

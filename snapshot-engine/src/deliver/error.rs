@@ -129,6 +129,16 @@ pub enum DeliverError {
         /// What makes no sense.
         why: String,
     },
+    /// A layer that is not here is not there any more either.
+    #[error("{registry} does not have the layer {digest} in {repository} any more")]
+    Gone {
+        /// The registry.
+        registry: String,
+        /// The repository that had it.
+        repository: String,
+        /// The layer.
+        digest: String,
+    },
     /// A daemon of this machine cannot be asked, or refuses.
     #[error("{daemon} did not take the image: {why}")]
     Daemon {
@@ -143,6 +153,15 @@ pub enum DeliverError {
 }
 
 impl DeliverError {
+    /// What has happened to a question, of a daemon too.
+    pub(super) fn said(&self) -> String {
+        match self {
+            DeliverError::Daemon { daemon, why } => format!("{daemon}: {why}"),
+            DeliverError::Io { source, .. } => format!("{self}: {source}"),
+            other => other.to_string(),
+        }
+    }
+
     /// For `map_err` on a system call.
     pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DeliverError {
         let path = path.into();
@@ -185,6 +204,7 @@ impl Fault for DeliverError {
             | DeliverError::Unauthorized { .. }
             | DeliverError::Refused { .. }
             | DeliverError::Protocol { .. }
+            | DeliverError::Gone { .. }
             | DeliverError::Daemon { .. } => Class::Network,
         }
     }
@@ -236,6 +256,9 @@ impl Fault for DeliverError {
                 }
                 DeliverError::Refused { .. } | DeliverError::Protocol { .. } => {
                     "see what the registry's log says of it; the snapshot is kept: `snapshot-engine resume ID` delivers it"
+                }
+                DeliverError::Gone { .. } => {
+                    "the snapshot is kept: `snapshot-engine resume ID` makes the image of the container's lower directories"
                 }
                 DeliverError::Daemon { .. } => {
                     "see that the daemon runs and who may use its socket; the snapshot is kept: `snapshot-engine resume ID` delivers it"

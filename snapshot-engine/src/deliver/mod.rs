@@ -5,7 +5,9 @@
 //!                                 ├─ archive       one tar file                      oci-archive:FILE
 //!                                 ├─ folder        a directory as skopeo's           dir:DIR
 //!                                 ├─ docker        a tar file into the API's socket  docker-daemon:NAME:TAG
-//!                                 └─ containerd    content and image services        containerd:NAMESPACE/NAME:TAG
+//!                                 └─ containerd/   content and image services        containerd:NAMESPACE/NAME:TAG
+//!
+//!   the image that a container was started from ◄─ origin ◄─ registry/pull, containerd/content
 //! ```
 //!
 //! The work is done on a thread of its own, and the calling one tells how far it is and whether it shall stop. What needs asynchronous crates has a tokio
@@ -18,12 +20,14 @@ mod docker;
 mod error;
 mod folder;
 mod meter;
+mod origin;
 mod registry;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::DeliverError;
+pub use origin::{Question, find as find_origin};
 pub use registry::check as check_access;
 
 use crate::model::access::{Access, Delivery, Login};
@@ -49,6 +53,8 @@ pub struct Request<'a> {
     pub replace: Replace,
     /// Names of images at the same registry that may have some of the blobs, such as the container's own. The registry is asked to take them from there.
     pub near: &'a [String],
+    /// The repository of the same registry (`REGISTRY/REPOSITORY`) that has the layers of which the layout has no bytes; `None` if it has all.
+    pub origin: Option<&'a str>,
     /// A file of our own, which need not exist, that remembers uploads that have not ended.
     pub journal: PathBuf,
 }
@@ -69,11 +75,17 @@ pub enum Replace {
 /// # Errors
 /// Files and directories are then as they were before. A registry may have some of the blobs, and is not asked for them again the next time.
 pub fn deliver(request: &Request<'_>, progress: &dyn Progress) -> Result<Delivery, DeliverError> {
-    let content = Content::read(request.layout, request.tag)?;
+    let to_registry = matches!(request.target, ImageTarget::Registry { .. });
+    let content = Content::read(request.layout, request.tag, to_registry && request.origin.is_some())?;
     progress.total(content.total());
     let meter = Meter::default();
+    watched(&meter, progress, || send(&content, request, &meter))
+}
+
+/// Does the work on a thread of its own, while this one tells how far it is and whether it shall stop.
+fn watched<T: Send>(meter: &Meter, progress: &dyn Progress, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let work = scope.spawn(|| send(&content, request, &meter));
+        let work = scope.spawn(work);
         let mut told = 0;
         let mut tell = || {
             // What has to be sent again is told once.

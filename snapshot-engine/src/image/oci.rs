@@ -70,6 +70,8 @@ pub enum Bytes {
     File(PathBuf),
     /// Here.
     Here(Vec<u8>),
+    /// In the registry that the image goes to. A layout with such a layer is not whole: it is for that delivery alone.
+    Elsewhere,
 }
 
 /// A layer of the image.
@@ -174,6 +176,7 @@ pub fn write(
             Bytes::Here(bytes) => {
                 write_atomically(&path, bytes, sync).map_err(ImageError::io("write", &path))?;
             }
+            Bytes::Elsewhere => {}
         }
         let digest = format!("sha256:{}", layer.id);
         let mut descriptor = json!({"mediaType": layer.media_type, "digest": digest, "size": layer.size});

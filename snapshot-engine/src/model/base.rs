@@ -1,4 +1,4 @@
-//! Images named as something to build on: `bootstrap=FILE[,blobs=DIR]` a Nydus image, `oci:DIR:TAG` an OCI image in a layout.
+//! Images to build on. Named: `bootstrap=FILE[,blobs=DIR]` a Nydus image, `oci:DIR:TAG` an OCI image in a layout. Found: where the container's own came from.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -68,6 +68,26 @@ pub struct LayoutImage {
     pub dir: PathBuf,
     /// Its tag there.
     pub tag: String,
+}
+
+/// The image of plain layers that a container was started from, found where its runtime got it or keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its manifest, for the container's platform.
+    pub manifest: Vec<u8>,
+    /// Its config.
+    pub config: Vec<u8>,
+    /// Where the bytes of its layers are.
+    pub layers: Whereabouts,
+}
+
+/// Where layers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// In this directory, in files named by the digest without its algorithm.
+    Files(PathBuf),
+    /// In this repository of the registry that the image goes to: `REGISTRY/REPOSITORY`. The image's own layout has none of these bytes.
+    Repository(String),
 }
 
 /// A text that names no image in a layout.

@@ -83,6 +83,16 @@ pub struct Pause {
     pub tracker_misses: u64,
 }
 
+/// Images that a containerd keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageStore {
+    /// Its socket.
+    #[serde(with = "paths")]
+    pub address: PathBuf,
+    /// The namespace there.
+    pub namespace: String,
+}
+
 /// What must be known of the container to build its image later, when it may be gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetFacts {
@@ -100,6 +110,12 @@ pub struct TargetFacts {
     /// That image's digest as its runtime names it, where known; absent in records of engines that did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
+    /// Names by which registries have that very image, `REPOSITORY@sha256:..`, where its runtime knows any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_at: Vec<String>,
+    /// The containerd that has it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_store: Option<ImageStore>,
     /// The OCI image config to start from (command, environment, user, working directory), where known.
     pub config: Option<serde_json::Value>,
     /// How it sees owners.
@@ -161,9 +177,12 @@ pub struct ImageReport {
     /// The RAFS bootstrap; an OCI image has none.
     #[serde(default, with = "paths::option", skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<PathBuf>,
-    /// The data blobs, in the order of the bootstrap's device table; of an OCI image its layers, the lowest first.
+    /// The data blobs, in the order of the bootstrap's device table; of an OCI image its layers, the lowest first, but for those that are in a registry only.
     #[serde(with = "paths::list")]
     pub blobs: Vec<PathBuf>,
+    /// The repository of the target's registry, as `REGISTRY/REPOSITORY`, that has the layers of which the layout to deliver from has no bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers_at: Option<String>,
     /// Entries of the merged tree; of an OCI image those of the container's layer.
     pub entries: u64,
     /// Chunks written; an OCI image has none.

@@ -121,8 +121,31 @@ pub fn finish(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progres
     Ok(claimed.record().clone())
 }
 
-/// Image and delivery; on success the record says so.
+/// Image and delivery; on success the record says so. An image whose layers have gone from the registry meanwhile is made once more.
 fn make(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progress) -> Result<(), Error> {
+    match made_once(stages, claimed, progress) {
+        Err(Error::LayersGone { source }) => {
+            tracing::warn!("the image is made anew: {source}");
+            forget(claimed)?;
+            made_once(stages, claimed, progress).inspect_err(|e| {
+                if matches!(e, Error::LayersGone { .. })
+                    && let Err(e) = forget(claimed)
+                {
+                    tracing::warn!("the image stays: {e}");
+                }
+            })
+        }
+        done => done,
+    }
+}
+
+/// The image is to be made again.
+fn forget(claimed: &mut Claimed) -> Result<(), Error> {
+    claimed.update(|record| record.image = None)?;
+    Ok(claimed.drop_layout()?)
+}
+
+fn made_once(stages: &dyn Stages, claimed: &mut Claimed, progress: &dyn Progress) -> Result<(), Error> {
     let is_layout = claimed.record().target.is_layout();
     if !deliver::is_built(claimed.record()) {
         let began = Instant::now();

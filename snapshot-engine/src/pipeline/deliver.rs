@@ -45,10 +45,17 @@ pub(super) fn replace(overwrite: bool, resumed: bool) -> Replace {
 }
 
 /// Passes on how far it is.
-struct Passed<'a> {
+pub(super) struct Passed<'a> {
     to: &'a dyn Progress,
+    stage: Stage,
     done: AtomicU64,
     total: AtomicU64,
+}
+
+impl<'a> Passed<'a> {
+    pub(super) fn new(to: &'a dyn Progress, stage: Stage) -> Passed<'a> {
+        Passed { to, stage, done: AtomicU64::new(0), total: AtomicU64::new(0) }
+    }
 }
 
 impl progress::Progress for Passed<'_> {
@@ -60,7 +67,7 @@ impl progress::Progress for Passed<'_> {
 
     fn advance(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.to.report(Stage::Deliver, done, self.total.load(Ordering::Relaxed));
+        self.to.report(self.stage, done, self.total.load(Ordering::Relaxed));
     }
 
     fn stopped(&self) -> bool {
@@ -84,12 +91,14 @@ pub(super) fn deliver(
         login,
         replace: replace(record.options.overwrite, record.image_attempts > 1),
         near: &near,
+        origin: record.image.as_ref().and_then(|image| image.layers_at.as_deref()),
         journal: snapshot(record).join("push.json"),
     };
-    let passed = Passed { to: progress, done: AtomicU64::new(0), total: AtomicU64::new(0) };
+    let passed = Passed::new(progress, Stage::Deliver);
     progress.report(Stage::Deliver, 0, 0);
     deliver::deliver(&request, &passed).map_err(|e| match (e, progress.check()) {
         (DeliverError::Stopped, Err(interrupted)) => interrupted,
+        (source @ DeliverError::Gone { .. }, _) => Error::LayersGone { source },
         (e, _) => Error::fault(Stage::Deliver, e),
     })
 }
@@ -100,5 +109,8 @@ fn near(record: &Record) -> Vec<String> {
         Store::open_existing(&record.options.work_dir).ok().flatten().and_then(|store| store.list().ok());
     let sent = sent.unwrap_or_default().into_iter().rev().filter(|other| other.state == State::Completed);
     let sent = sent.filter(|other| matches!(other.record.target, ImageTarget::Registry { .. }));
-    record.cut.target.image.iter().cloned().chain(sent.map(|other| other.record.target.to_string())).collect()
+    super::origin::names(record)
+        .into_iter()
+        .chain(sent.map(|other| other.record.target.to_string()))
+        .collect()
 }

@@ -8,7 +8,7 @@ use super::progress::{Progress, Stage};
 use super::session::{Made, Session};
 use super::stages::{CutRequest, Stages};
 use super::{Error, still, stopped};
-use crate::container::{self, Config, Found, ImageRef, Places, Stopped, Target};
+use crate::container::{self, Config, Found, ImageRef, Places, SnapshotKey, Stopped, Target};
 use crate::freeze::attempt::Policy;
 use crate::image::earlier;
 use crate::model::access::{Delivery, Login};
@@ -17,7 +17,7 @@ use crate::model::ids::Ids;
 use crate::model::nanos::Nanos;
 use crate::model::options::TrackerChoice;
 use crate::model::reference::ContainerRef;
-use crate::model::snapshot::{Backend, Cut, Gate, ImageReport, Pause, StageTime, TargetFacts};
+use crate::model::snapshot::{Backend, Cut, Gate, ImageReport, ImageStore, Pause, StageTime, TargetFacts};
 use crate::store::Record;
 
 /// The engine's own stages.
@@ -142,14 +142,19 @@ impl Stages for Engine {
                 init_pid: target.init.0,
                 userxattr: target.overlay.userxattr,
                 lowers: target.overlay.lowers.into_iter().chain(target.overlay.data).collect(),
-                ..facts(target.name.unwrap_or(target.reference), &target.config, target.image)
+                ..facts(
+                    target.name.unwrap_or(target.reference),
+                    &target.config,
+                    target.image,
+                    target.snapshot,
+                )
             },
             timings: clock.times,
         })
     }
 
     fn image(&self, record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
-        super::image::build(record, progress)
+        super::image::build(record, self.login.as_ref(), progress)
     }
 
     fn deliver(&self, record: &Record, progress: &dyn Progress) -> Result<Delivery, Error> {
@@ -179,7 +184,7 @@ impl Engine {
                 nydus: container::is_nydus(target.snapshot.as_ref(), &target.layers.lowers),
                 userxattr: target.layers.userxattr,
                 lowers: target.layers.lowers,
-                ..facts(target.name, &target.config, target.image)
+                ..facts(target.name, &target.config, target.image, target.snapshot)
             },
             timings: clock.times,
         })
@@ -217,8 +222,16 @@ fn tracked_pause(made: &Made) -> Pause {
     }
 }
 
-fn facts(container: String, config: &Config, image: Option<ImageRef>) -> TargetFacts {
+fn facts(
+    container: String,
+    config: &Config,
+    image: Option<ImageRef>,
+    snapshot: Option<SnapshotKey>,
+) -> TargetFacts {
+    let image_at = image.as_ref().map(|image| image.at.clone()).unwrap_or_default();
     let (image, image_digest) = image.map(|image| (image.name, image.digest)).unzip();
+    // Where docker says that there is a containerd and nobody has found it, it has no address.
+    let store = snapshot.filter(|snapshot| !snapshot.address.as_os_str().is_empty());
     TargetFacts {
         container,
         init_pid: 0,
@@ -226,6 +239,8 @@ fn facts(container: String, config: &Config, image: Option<ImageRef>) -> TargetF
         userxattr: false,
         image,
         image_digest: image_digest.filter(|digest| !digest.is_empty()),
+        image_at,
+        image_store: store.map(|SnapshotKey { address, namespace, .. }| ImageStore { address, namespace }),
         config: serde_json::to_value(config).ok(),
         ids: Ids::default(),
         nydus: false,

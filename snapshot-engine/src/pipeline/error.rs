@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::background;
 use super::progress::Stage;
+use crate::deliver::DeliverError;
 use crate::image::ImageError;
 use crate::model::fault::{Class, Fault};
 use crate::model::{options, reference, target};
@@ -56,6 +57,12 @@ pub enum Error {
     BaseUnusable {
         /// Why, and what to do.
         source: ImageError,
+    },
+    /// Layers that the image refers to are in the registry no more: it must be made anew.
+    #[error("could not {}", Stage::Deliver)]
+    LayersGone {
+        /// Which, and where they were.
+        source: DeliverError,
     },
     /// A stage failed.
     #[error("could not {stage}")]
@@ -151,6 +158,7 @@ impl Fault for Error {
             Error::Privilege { .. } => Class::Permission,
             Error::BaseUnusable { .. } => Class::Arguments,
             Error::TargetUnusable { source, .. } => crate::model::fault::class_of_io(source),
+            Error::LayersGone { source } => source.class(),
             Error::Stage { class, .. } => *class,
             Error::Failed { failure, .. } => failure.class,
             Error::TargetExists { .. }
@@ -173,6 +181,7 @@ impl Fault for Error {
             Error::TargetUnusable { .. } => {
                 Some("the target must be an OCI image layout or a place for a new one".into())
             }
+            Error::LayersGone { source } => source.remedy(),
             Error::Stage { remedy, .. } => remedy.clone(),
             Error::StillProcessing { id, .. } => {
                 Some(format!("`snapshot-engine status {id}` shows how far it is"))

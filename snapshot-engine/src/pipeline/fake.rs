@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::progress::{Progress, Stage};
 use super::{CutRequest, Error, Stages};
+use crate::deliver::DeliverError;
 use crate::model::access::Delivery;
 use crate::model::fault::Class;
 use crate::model::format::ImageFormat;
@@ -22,6 +23,8 @@ pub(crate) enum Then {
     Succeed,
     Fail,
     Interrupt,
+    /// Layers that the image refers to have gone.
+    LayersGone,
     Take(Duration),
 }
 
@@ -71,6 +74,8 @@ pub(crate) fn sample_cut(frozen: &Path) -> Cut {
             userxattr: false,
             image: None,
             image_digest: None,
+            image_at: Vec::new(),
+            image_store: None,
             config: None,
             ids: Ids::default(),
             nydus: false,
@@ -85,6 +90,7 @@ pub(crate) fn sample_image() -> ImageReport {
         format: ImageFormat::Nydus,
         bootstrap: Some("/layout/blobs/sha256/01".into()),
         blobs: vec!["/layout/blobs/sha256/02".into()],
+        layers_at: None,
         entries: 7,
         chunks: 5,
         taken_over_bytes: 0,
@@ -100,6 +106,13 @@ fn act(then: Then, stage: Stage) -> Result<(), Error> {
         Then::Succeed => Ok(()),
         Then::Fail => Err(Error::stage(stage, Class::NoContainer, None, "it is gone")),
         Then::Interrupt => Err(Error::Interrupted { signal: 2 }),
+        Then::LayersGone => Err(Error::LayersGone {
+            source: DeliverError::Gone {
+                registry: "localhost:5000".into(),
+                repository: "base/os".into(),
+                digest: "sha256:02".into(),
+            },
+        }),
         Then::Take(time) => {
             std::thread::sleep(time);
             Ok(())

@@ -10,10 +10,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::progress::{Progress, Stage};
-use super::{Error, earlier};
+use super::{Error, earlier, origin};
+use crate::image::cache::Cache;
 use crate::image::config::ImageConfig;
 use crate::image::oci::OciTarget;
 use crate::image::{self, ImageError, Task, archive, build};
+use crate::model::access::Login;
+use crate::model::base::Whereabouts;
 use crate::model::change;
 use crate::model::config::Config;
 use crate::model::fault::{Class, Fault as _, class_of_io, remedy_of_io};
@@ -52,7 +55,11 @@ impl image::Progress for Passed<'_> {
 }
 
 /// Builds the image of a recorded snapshot.
-pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageReport, Error> {
+pub(super) fn build(
+    record: &Record,
+    login: Option<&Login>,
+    progress: &dyn Progress,
+) -> Result<ImageReport, Error> {
     let passed = Passed { to: progress, stage: Mutex::new(Stage::Chunk) };
     let task = task(record, config(record)?);
     let format = match record.options.format {
@@ -61,7 +68,7 @@ pub(super) fn build(record: &Record, progress: &dyn Progress) -> Result<ImageRep
     };
     let made = match format {
         ImageFormat::Nydus => nydus(record, task, &passed)?,
-        ImageFormat::Oci | ImageFormat::Auto => oci(record, task, &passed),
+        ImageFormat::Oci | ImageFormat::Auto => oci(record, task, login, &passed)?,
     };
     made.map_err(|e| failed(passed.now(), e))
 }
@@ -124,6 +131,7 @@ fn nydus(
             format: ImageFormat::Nydus,
             bootstrap: Some(built.bootstrap),
             blobs: built.blobs.into_iter().map(|b| b.path).collect(),
+            layers_at: None,
             entries: built.files,
             chunks: built.chunks,
             sockets_left_out: 0,
@@ -139,20 +147,44 @@ fn nydus(
     }))
 }
 
-fn oci(record: &Record, task: Task, progress: &Passed<'_>) -> Result<ImageReport, ImageError> {
-    let request = archive::Request {
+fn oci(
+    record: &Record,
+    task: Task,
+    login: Option<&Login>,
+    progress: &Passed<'_>,
+) -> Result<Result<ImageReport, ImageError>, Error> {
+    let mut request = archive::Request {
         task,
         base: record.options.base_image.clone(),
         base_digest: record.cut.target.image_digest.clone(),
+        origin: None,
         compression: record.options.layers(),
     };
-    let built = archive::build(&request, progress)?;
+    if !archive::has_base(&request) {
+        // Held while layers come to be in it: others tidy it when nobody is there.
+        let cache = match Cache::open(&request.task.cache_dir) {
+            Ok(cache) => cache,
+            Err(e) => return Ok(Err(e)),
+        };
+        let config = &request.task.config.run;
+        request.origin = origin::find(record, config, login, &cache.blobs(), progress.to)?;
+    }
+    Ok(archive::build(&request, progress).map(|built| plain(built, &request)))
+}
+
+/// What the record keeps of an image of plain layers.
+fn plain(built: archive::Image, request: &archive::Request) -> ImageReport {
+    let elsewhere = request.origin.as_ref().filter(|_| built.of_base > 0).map(|origin| &origin.layers);
     let t = built.timings;
-    Ok(ImageReport {
+    ImageReport {
         manifest: built.manifest.0,
         format: ImageFormat::Oci,
         bootstrap: None,
         blobs: built.layers.into_iter().map(|layer| layer.path).collect(),
+        layers_at: elsewhere.and_then(|layers| match layers {
+            Whereabouts::Repository(at) => Some(at.clone()),
+            Whereabouts::Files(_) => None,
+        }),
         entries: built.entries,
         chunks: 0,
         sockets_left_out: built.sockets,
@@ -164,7 +196,7 @@ fn oci(record: &Record, task: Task, progress: &Passed<'_>) -> Result<ImageReport
             (Stage::Bootstrap, Duration::ZERO),
             (Stage::Publish, t.oci),
         ]),
-    })
+    }
 }
 
 fn config(record: &Record) -> Result<ImageConfig, Error> {

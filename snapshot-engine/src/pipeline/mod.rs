@@ -20,6 +20,7 @@ mod error;
 mod grafts;
 mod image;
 mod made;
+mod origin;
 mod outlook;
 mod preflight;
 pub mod progress;

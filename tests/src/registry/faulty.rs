@@ -23,6 +23,8 @@ pub enum Then {
     Answer(u16, &'static str),
     /// The registry gets so many bytes of the body, and then the connection breaks on both sides.
     Break(u64),
+    /// The registry gets it without what stands behind the question mark: so a mount becomes an upload.
+    WithoutQuery,
 }
 
 /// Which requests fare so.
@@ -140,7 +142,12 @@ impl Way {
         // The client's own wish for the connection, and then ours.
         let kept =
             head.trim_end().lines().filter(|line| !line.to_ascii_lowercase().starts_with("connection:"));
-        let kept = kept.map(|line| format!("{line}\r\n")).collect::<String>();
+        let mut kept = kept.map(|line| format!("{line}\r\n")).collect::<String>();
+        if matches!(then, Some(Then::WithoutQuery)) {
+            let path = word(&head, 1);
+            let bare = path.split('?').next().unwrap_or(path);
+            kept = kept.replacen(path, bare, 1);
+        }
         write!(registry, "{kept}connection: close\r\n\r\n")?;
         if let Some(Then::Break(most)) = then {
             io::copy(&mut body.take(most), &mut registry)?;

@@ -4,6 +4,7 @@
 //! one is a failure.
 
 mod bare;
+mod base;
 mod databases;
 mod docker_store;
 mod kinds;

@@ -59,6 +59,7 @@ fn give(house: &House, layout: &Path, name: &str) -> Result<Delivery, DeliverErr
         login: None,
         replace: Replace::No,
         near: &[],
+        origin: None,
         journal: house.place.0.join("push.json"),
     };
     deliver(&request, &Quiet)

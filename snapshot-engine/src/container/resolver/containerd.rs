@@ -240,7 +240,7 @@ impl Containerd {
                 let got: Option<GotImage> = grpc.call(GET_IMAGE, Some(namespace), question).await?;
                 let target = got.and_then(|got| got.image?.target);
                 let digest = target.map(|target| target.digest).unwrap_or_default();
-                Some(ImageRef { name: name.to_owned(), digest })
+                Some(ImageRef { name: name.to_owned(), digest, at: Vec::new() })
             }
         };
         let snapshot = (!told.snapshot_key.is_empty()).then(|| SnapshotKey {

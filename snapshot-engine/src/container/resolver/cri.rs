@@ -232,13 +232,15 @@ impl Cri {
         let known = status.status.unwrap_or_default();
         let name = known.image.or(told.image).map(|spec| spec.image).unwrap_or_default();
         let digest = if known.image_ref.is_empty() { told.image_ref } else { known.image_ref };
+        // `REPOSITORY@DIGEST` of what came from a registry.
+        let at = digest.contains('@').then(|| digest.clone()).into_iter().collect();
         let digest = digest.rsplit('@').next().unwrap_or_default().to_owned();
         let init = if state == State::Stopped { None } else { grpc.vantage.process(info.pid) };
         Ok(Candidate {
             state,
             init,
             config: Config::from_spec(info.runtime_spec.to_string().as_bytes()),
-            image: Some(ImageRef { name, digest }),
+            image: Some(ImageRef { name, digest, at }),
             labels: told.labels,
             layers,
             snapshot,

@@ -72,6 +72,8 @@ struct InspectedImage {
     os: String,
     architecture: String,
     variant: String,
+    /// `REPOSITORY@DIGEST` for each registry that it came from or was pushed to.
+    repo_digests: Option<Vec<String>>,
 }
 
 /// A step of an image's history, the newest first.
@@ -128,8 +130,10 @@ impl Daemon for Docker {
             let image = inspected.image.clone();
             let mut candidate = self.candidate(inspected, http.vantage);
             // A list of all containers shows nothing of it.
-            if let (Wanted::Named(_), Some(config)) = (wanted, &mut candidate.config) {
-                (config.platform, config.history) = of_image(&mut http, &image).await?;
+            if let (Wanted::Named(_), Some(config), Some(known)) =
+                (wanted, &mut candidate.config, &mut candidate.image)
+            {
+                (config.platform, config.history, known.at) = of_image(&mut http, &image).await?;
             }
             found.push(Candidate { exact, ..candidate });
         }
@@ -163,7 +167,7 @@ impl Docker {
         };
         let InspectedConfig { image, section } = told.config;
         let config = Config::from(section);
-        let image = ImageRef { name: image, digest: told.image };
+        let image = ImageRef { name: image, digest: told.image, at: Vec::new() };
         let layers = told.graph_driver.and_then(|driver| layers(&driver.data?, vantage));
         let snapshot = SnapshotKey {
             address: PathBuf::new(),
@@ -186,14 +190,14 @@ impl Docker {
     }
 }
 
-/// What the image with this id is for, and how it came about; nothing if it was removed since.
-async fn of_image(http: &mut Http, id: &str) -> Result<(Platform, Vec<History>), Failed> {
+/// What the image with this id is for, how it came about, and where registries have it; nothing if it was removed since.
+async fn of_image(http: &mut Http, id: &str) -> Result<(Platform, Vec<History>, Vec<String>), Failed> {
     let image: InspectedImage = http.get(&format!("/images/{id}/json")).await?.unwrap_or_default();
     // With the containerd image store, null of an image that has none.
     let steps: Option<Option<Vec<Step>>> = http.get(&format!("/images/{id}/history")).await?;
-    let InspectedImage { os, architecture, variant } = image;
+    let InspectedImage { os, architecture, variant, repo_digests } = image;
     let history = steps.flatten().unwrap_or_default().into_iter().rev().map(History::from).collect();
-    Ok((Platform { os, architecture, variant }, history))
+    Ok((Platform { os, architecture, variant }, history, repo_digests.unwrap_or_default()))
 }
 
 /// The API writes names with a slash before them (a link's name has two).
@@ -340,7 +344,8 @@ mod tests {
             (format!("/containers/{id}/json"), told.to_string()),
             (
                 format!("/images/{image}/json"),
-                r#"{"Os":"linux","Architecture":"arm64","Variant":"v8"}"#.to_owned(),
+                r#"{"Os":"linux","Architecture":"arm64","Variant":"v8","RepoDigests":["reg/busy@sha256:1"]}"#
+                    .to_owned(),
             ),
             (format!("/images/{image}/history"), history.to_owned()),
         ];
@@ -348,9 +353,11 @@ mod tests {
             let socket = Socket { path: dir.path().join(name), usual: false };
             serve(&socket.path, answers);
             let docker = Docker { runtime: Runtime::Docker, socket, containerd: Vec::new() };
-            docker.find(wanted).unwrap().remove(0).config.unwrap()
+            let found = docker.find(wanted).unwrap().remove(0);
+            (found.config.unwrap(), found.image.unwrap().at)
         };
-        let config = ask(Wanted::Named("web"), "a.sock", answers.clone());
+        let (config, at) = ask(Wanted::Named("web"), "a.sock", answers.clone());
+        assert_eq!(at, ["reg/busy@sha256:1"]);
         assert_eq!(
             (config.platform.architecture.as_str(), config.platform.variant.as_str()),
             ("arm64", "v8")
@@ -359,13 +366,13 @@ mod tests {
         assert_eq!(history, [("ADD y", false), ("CMD x", true)]);
         assert_eq!(config.history[1].created, "2023-11-14T22:13:20Z");
         // Of an image that was removed meanwhile nothing is known.
-        let config = ask(Wanted::Named("web"), "b.sock", answers[..2].to_vec());
-        assert!(config.history.is_empty() && config.platform == Platform::default());
+        let (config, at) = ask(Wanted::Named("web"), "b.sock", answers[..2].to_vec());
+        assert!(at.is_empty() && config.history.is_empty() && config.platform == Platform::default());
         let mut none = answers.clone();
         none[3].1 = "null".to_owned();
-        let config = ask(Wanted::Named("web"), "d.sock", none);
+        let (config, _) = ask(Wanted::Named("web"), "d.sock", none);
         assert!(config.history.is_empty() && config.platform.architecture == "arm64");
-        let config = ask(Wanted::All, "c.sock", answers);
+        let (config, _) = ask(Wanted::All, "c.sock", answers);
         assert!(config.history.is_empty(), "a list does not ask for it");
     }
 }

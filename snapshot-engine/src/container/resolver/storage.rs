@@ -69,7 +69,8 @@ impl OnDisk {
         let pidfile = userdata(&self.storage.run).join("pidfile");
         let number = fs::read_to_string(&pidfile).ok().and_then(|text| text.trim().parse().ok());
         let metadata: Metadata = serde_json::from_str(&told.metadata).unwrap_or_default();
-        let image = ImageRef { name: metadata.image_name, digest: format!("sha256:{}", told.image) };
+        let digest = format!("sha256:{}", told.image);
+        let image = ImageRef { name: metadata.image_name, digest, at: Vec::new() };
         let config = Config::from_bundle(&userdata(&self.storage.graph));
         let of_image =
             image_config(&self.storage.graph.join("overlay-images").join(&told.image), &told.image);

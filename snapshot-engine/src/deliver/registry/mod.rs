@@ -11,6 +11,9 @@
 //!   PUT manifest under its tag
 //! ```
 //!
+//! A layer of the container's own image, which the registry has, need not be here: should the registry not take it from its own other repository, it is fetched
+//! from there first ([`pull`]).
+//!
 //! **Why these requests are our own.** oci-client, whose names, credentials and error documents are used here, sends the same requests, but keeps to itself
 //! what a push that is resumed needs: where an upload is and how far (its sessions are private), how long a registry wants to be left alone (`Retry-After` is not
 //! in its errors), and a token that has expired (it waits for its own clock; a failed renewal counts as no token). It has no client certificates. So a
@@ -20,6 +23,7 @@ mod auth;
 mod credentials;
 mod helper;
 mod journal;
+mod pull;
 mod retry;
 mod tls;
 mod upload;
@@ -34,8 +38,10 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use oci_client::Reference;
 
 use super::content::{Content, Document};
+use super::origin::{Found, Question};
 use super::{DeliverError, Meter, Request};
 use crate::model::access::Delivery;
+use crate::model::base::{Origin, Whereabouts};
 use journal::Journal;
 use upload::Fate;
 use wire::Wire;
@@ -59,6 +65,42 @@ pub(super) fn push(
     super::run(meter, pushed(content, request, target, retry::Policy::new(request.access.timeout), meter))
 }
 
+/// The image that a container was started from, if the registry that the new one goes to has it.
+pub(super) fn origin(
+    question: &Question<'_>,
+    name: [&String; 3],
+    meter: &Meter,
+) -> Result<Option<Origin>, DeliverError> {
+    let [registry, repository, tag] = name.map(Clone::clone);
+    let target = Reference::with_tag(registry, repository, tag);
+    let policy = retry::Policy::new(question.access.timeout);
+    super::run(meter, async {
+        match tokio::time::timeout(policy.request, found(question, target.clone(), policy, meter)).await {
+            Ok(found) => found,
+            Err(_) => {
+                Err(DeliverError::Hung { registry: target.registry().to_owned(), after: policy.request })
+            }
+        }
+    })
+}
+
+async fn found(
+    question: &Question<'_>,
+    target: Reference,
+    policy: retry::Policy,
+    meter: &Meter,
+) -> Result<Option<Origin>, DeliverError> {
+    let near = repositories(&target, question.names);
+    if near.is_empty() {
+        return Ok(None);
+    }
+    let wire = Wire::open(target, &near, question.access, question.login, policy, meter).await?;
+    Ok(pull::image(&wire, question).await?.map(|(Found { manifest, config, .. }, repository)| {
+        let at = format!("{}/{repository}", wire.target.registry());
+        Origin { manifest, config, layers: Whereabouts::Repository(at) }
+    }))
+}
+
 async fn pushed(
     content: &Content,
     request: &Request<'_>,
@@ -66,7 +108,7 @@ async fn pushed(
     policy: retry::Policy,
     meter: &Meter,
 ) -> Result<Delivery, DeliverError> {
-    let near = nearby(&target, request.near);
+    let near = nearby(&target, request.origin, request.near);
     let journal = Journal::open(&request.journal, &target);
     let wire = Wire::open(target, &near, request.access, request.login, policy, meter).await?;
     let root = content.root()?;
@@ -108,17 +150,27 @@ async fn put(wire: &Wire<'_>, document: &Document, name: &str) -> Result<(), Del
     wire.put_manifest(name, &document.blob.media_type, &document.blob.digest, document.bytes.clone()).await
 }
 
-/// Repositories of the same registry that may have some of the blobs, but for the target's own.
-fn nearby(target: &Reference, images: &[String]) -> Vec<String> {
-    /// Each that is asked costs a request a blob.
-    const MOST: usize = 3;
-    let mut near: Vec<String> = Vec::new();
+/// Each that is asked costs a request a blob.
+const MOST_NEARBY: usize = 3;
+
+/// Repositories of the same registry that may have some of the blobs, but for the target's own; the one that has what is not here is the first.
+fn nearby(target: &Reference, origin: Option<&str>, images: &[String]) -> Vec<String> {
+    let images: Vec<String> = origin.map(str::to_owned).into_iter().chain(images.iter().cloned()).collect();
+    let mut near = repositories(target, &images);
+    near.retain(|other| other != target.repository());
+    near.truncate(MOST_NEARBY);
+    near
+}
+
+/// The repositories of images of the same registry, each once.
+fn repositories(target: &Reference, images: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
     for image in images {
         let Ok(image) = image.parse::<Reference>() else { continue };
-        let other = image.registry() == target.registry() && image.repository() != target.repository();
-        if other && near.len() < MOST && !near.iter().any(|known| known == image.repository()) {
-            near.push(image.repository().to_owned());
+        if image.registry() == target.registry() && !all.iter().any(|known| known == image.repository()) {
+            all.push(image.repository().to_owned());
         }
     }
-    near
+    all.truncate(MOST_NEARBY + 1);
+    all
 }

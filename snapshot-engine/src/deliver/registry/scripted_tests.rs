@@ -1,6 +1,6 @@
 //! A registry in a few lines that misbehaves as it is told, for the tests.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -46,8 +46,10 @@ pub(super) enum Guard {
 pub(super) struct State {
     pub(super) faults: Vec<Fault>,
     pub(super) guard: Guard,
-    /// Repository and digest.
-    pub(super) blobs: HashSet<(String, String)>,
+    /// By repository and digest.
+    pub(super) blobs: HashMap<(String, String), Vec<u8>>,
+    /// Whether it takes blobs from its other repositories.
+    pub(super) mounts: bool,
     pub(super) manifests: HashMap<String, Vec<u8>>,
     uploads: HashMap<String, Vec<u8>>,
     /// Method and path of every request.
@@ -71,7 +73,8 @@ impl Scripted {
         let state = Arc::new(Mutex::new(State {
             faults: Vec::new(),
             guard,
-            blobs: HashSet::new(),
+            blobs: HashMap::new(),
+            mounts: true,
             manifests: HashMap::new(),
             uploads: HashMap::new(),
             log: Vec::new(),
@@ -200,18 +203,19 @@ fn handle(
             state.manifests.insert(key, body.to_vec());
             return (201, digest(body), Vec::new());
         }
-        return state.manifests.get(&key).map_or(plain(404), |bytes| (200, digest(bytes), Vec::new()));
+        return state.manifests.get(&key).map_or(plain(404), |bytes| (200, digest(bytes), bytes.clone()));
     }
     let Some((repository, rest)) = path.split_once("/blobs/") else { return plain(404) };
     let Some(id) = rest.strip_prefix("uploads/") else {
-        let there = state.blobs.contains(&(repository.to_owned(), rest.to_owned()));
-        return plain(if there { 200 } else { 404 });
+        let there = state.blobs.get(&(repository.to_owned(), rest.to_owned()));
+        return there.map_or(plain(404), |bytes| (200, String::new(), bytes.clone()));
     };
     if id.is_empty() {
         if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from"))
-            && state.blobs.contains(&(from.clone(), digest.clone()))
+            && state.mounts
+            && let Some(bytes) = state.blobs.get(&(from.clone(), digest.clone())).cloned()
         {
-            state.blobs.insert((repository.to_owned(), digest.clone()));
+            state.blobs.insert((repository.to_owned(), digest.clone()), bytes);
             return plain(201);
         }
         let id = format!("u{}", state.log.len());
@@ -236,7 +240,7 @@ fn handle(
         _ => {
             upload.extend_from_slice(body);
             let digest = format!("sha256:{}", hex::encode(Sha256::digest(&*upload)));
-            state.uploads.remove(id);
+            let whole = state.uploads.remove(id).unwrap_or_default();
             if query.get("digest") != Some(&digest) {
                 return (
                     400,
@@ -244,7 +248,7 @@ fn handle(
                     br#"{"errors":[{"code":"DIGEST_INVALID","message":"no"}]}"#.to_vec(),
                 );
             }
-            state.blobs.insert((repository.to_owned(), digest));
+            state.blobs.insert((repository.to_owned(), digest), whole);
             plain(201)
         }
     }

@@ -1,5 +1,8 @@
 //! Pushes to a registry that misbehaves.
 
+#[path = "pull_tests.rs"]
+mod pull;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ struct Scene {
     content: Content,
     login: Option<Login>,
     near: Vec<String>,
+    origin: Option<String>,
 }
 
 impl Scene {
@@ -31,7 +35,7 @@ impl Scene {
             Guard::Nobody => Some(Login::default()),
             _ => Some(Login { username: "me".into(), password: "secret".into() }),
         };
-        Scene { registry: Scripted::start(guard), dir, content, login, near: Vec::new() }
+        Scene { registry: Scripted::start(guard), dir, content, login, near: Vec::new(), origin: None }
     }
 
     fn fail(self, method: &'static str, part: &'static str, times: u32, then: Then) -> Scene {
@@ -51,6 +55,7 @@ impl Scene {
             login: self.login.as_ref(),
             replace: Replace::No,
             near: &self.near,
+            origin: self.origin.as_deref(),
             journal: self.dir.path().join("push.json"),
         };
         let policy = retry::Policy {
@@ -71,7 +76,7 @@ impl Scene {
     fn is_there(&self) -> bool {
         let state = self.registry.state();
         let whole = |blob: &crate::deliver::content::Blob| {
-            state.blobs.contains(&("team/app".to_owned(), blob.digest.clone()))
+            state.blobs.contains_key(&("team/app".to_owned(), blob.digest.clone()))
         };
         self.content.blobs.iter().all(whole)
             && state.manifests.get("team/app:1") == Some(&self.content.root().unwrap().bytes)
@@ -213,7 +218,7 @@ fn blobs_are_taken_from_repositories_nearby() {
     scene.near =
         vec![format!("{host}/base/os:1"), "elsewhere.example/base/os:1".into(), format!("{host}/team/app:0")];
     let known = scene.content.blobs[0].digest.clone();
-    scene.registry.state().blobs.insert(("base/os".into(), known));
+    scene.registry.state().blobs.insert(("base/os".into(), known), Vec::new());
     let done = scene.push().unwrap();
     assert!(scene.is_there());
     assert_eq!((done.mounted, done.sent), (1, 2));

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use reqwest::{Method, Url};
 
 use super::journal::Shared;
+use super::pull;
 use super::retry::Trouble;
 use super::wire::{Answer, Ask, Piece, Wire};
 use crate::deliver::DeliverError;
@@ -37,14 +38,14 @@ struct Upload {
     chunk: u64,
 }
 
-/// Sees to it that a blob is in the repository.
+/// Sees to it that a blob is in the repository. One of which there is no file is in the first of those nearby.
 pub(super) async fn blob(
     wire: &Wire<'_>,
     blob: &Blob,
     near: &[String],
     journal: Shared<'_>,
 ) -> Result<Fate, DeliverError> {
-    if exists(wire, wire.target.repository(), blob).await? {
+    if exists(wire, wire.target.repository(), &blob.digest).await? {
         wire.meter.count(blob.size);
         return Ok(Fate::Present);
     }
@@ -56,7 +57,7 @@ pub(super) async fn blob(
     wire.meter.count(continued);
     if upload.is_none() {
         for other in near {
-            if exists(wire, other, blob).await? {
+            if exists(wire, other, &blob.digest).await? {
                 match mount(wire, other, blob).await? {
                     None => {
                         wire.meter.count(blob.size);
@@ -68,13 +69,19 @@ pub(super) async fn blob(
             }
         }
     }
+    if !blob.here {
+        let origin = near.first().map_or(wire.target.repository(), String::as_str);
+        tracing::info!("{} is fetched from {origin}: the registry does not take it from there", blob.digest);
+        pull::blob(wire, origin, blob).await?;
+    }
     send(wire, blob, upload, journal).await?;
     journal.note(&blob.digest, None);
     Ok(Fate::Sent { continued })
 }
 
-async fn exists(wire: &Wire<'_>, repository: &str, blob: &Blob) -> Result<bool, DeliverError> {
-    let url = wire.url(&format!("{repository}/blobs/{}", blob.digest))?;
+/// Whether a repository has a blob.
+pub(super) async fn exists(wire: &Wire<'_>, repository: &str, digest: &str) -> Result<bool, DeliverError> {
+    let url = wire.url(&format!("{repository}/blobs/{digest}"))?;
     let own = repository == wire.target.repository();
     let ask = Ask::new(Method::HEAD, url, "the question for a blob");
     let answer = match wire.ask(&ask).await {
@@ -180,7 +187,7 @@ async fn send(
             Ok(Some(upload)) => upload,
             Ok(None) => {
                 // The last answer may have been lost, and not the last request.
-                if exists(wire, wire.target.repository(), blob).await? {
+                if exists(wire, wire.target.repository(), &blob.digest).await? {
                     break;
                 }
                 journal.note(&blob.digest, None);

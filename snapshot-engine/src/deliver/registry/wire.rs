@@ -25,8 +25,8 @@ use crate::deliver::error::said;
 use crate::deliver::{DeliverError, Meter};
 use crate::model::access::{Access, Login};
 
-/// The most of an answer that is read.
-const LARGEST: usize = 1 << 20;
+/// The most of an answer that is read: a manifest may have as much.
+const LARGEST: usize = 4 << 20;
 
 /// A connection to a repository.
 pub(super) struct Wire<'a> {
@@ -63,13 +63,22 @@ pub(super) struct Ask {
     url: Url,
     headers: HeaderMap,
     content: Content,
+    /// Where the body of a good answer goes, and how long it is.
+    into: Option<(Arc<File>, u64)>,
     what: &'static str,
 }
 
 impl Ask {
     /// `what` completes "answers 500 to ..".
     pub(super) fn new(method: Method, url: Url, what: &'static str) -> Ask {
-        Ask { method, url, headers: HeaderMap::new(), content: Content::Bytes(Bytes::new()), what }
+        Ask {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            content: Content::Bytes(Bytes::new()),
+            into: None,
+            what,
+        }
     }
 
     pub(super) fn with(mut self, name: &'static str, value: &str) -> Ask {
@@ -91,6 +100,18 @@ impl Ask {
 
     pub(super) fn piece(mut self, piece: Piece) -> Ask {
         self.content = Content::Piece(piece);
+        self
+    }
+
+    /// The body of a good answer, which has so many bytes, goes into a file.
+    pub(super) fn into_file(mut self, file: Arc<File>, bytes: u64) -> Ask {
+        self.into = Some((file, bytes));
+        self
+    }
+
+    /// The same at another address.
+    pub(super) fn at(mut self, url: Url) -> Ask {
+        self.url = url;
         self
     }
 
@@ -272,7 +293,7 @@ impl<'a> Wire<'a> {
 
     /// Makes a request once, as it is.
     pub(super) async fn once_plainly(&self, ask: &Ask) -> Result<Answer, Trouble> {
-        let limit = self.policy.limit(ask.length());
+        let limit = self.policy.limit(ask.length() + ask.into.as_ref().map_or(0, |(_, bytes)| *bytes));
         let body = match &ask.content {
             Content::Bytes(bytes) => bytes.clone().into(),
             Content::Piece(piece) => {
@@ -286,15 +307,30 @@ impl<'a> Wire<'a> {
             request = request.header("content-length", ask.length()).body(body);
         }
         let whole = async {
+            if let Some((file, _)) = &ask.into
+                && let Err(e) = file.set_len(0)
+            {
+                return Ok(Err(e));
+            }
             let mut answer = request.send().await?;
             let (status, headers) = (answer.status().as_u16(), std::mem::take(answer.headers_mut()));
-            let mut body = Vec::new();
+            let (mut body, mut written) = (Vec::new(), 0);
             while let Some(part) = answer.chunk().await? {
-                if body.len() < LARGEST {
-                    body.extend_from_slice(&part);
+                match &ask.into {
+                    Some((file, bytes)) if status == 200 => {
+                        // More than there can be is not kept: the length tells.
+                        if written <= *bytes
+                            && let Err(e) = file.write_all_at(&part, written)
+                        {
+                            return Ok(Err(e));
+                        }
+                        written += part.len() as u64;
+                    }
+                    _ if body.len() < LARGEST => body.extend_from_slice(&part),
+                    _ => {}
                 }
             }
-            Ok(Answer { status, headers, body: body.into() })
+            Ok(Ok(Answer { status, headers, body: body.into() }))
         };
         let done = tokio::time::timeout(limit, whole).await;
         if let Content::Piece(piece) = &ask.content {
@@ -307,7 +343,10 @@ impl<'a> Wire<'a> {
                 return Err(Trouble::Passing { error, after: None });
             }
             Ok(Err(e)) => return Err(self.broken(&e)),
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(Err(e))) => {
+                return Err(DeliverError::io("write what is fetched below", "the work directory")(e).into());
+            }
+            Ok(Ok(Ok(answer))) => answer,
         };
         match answer.status {
             408 | 425 | 429 | 500..=599 => Err(self.refused(ask, &answer)),

@@ -1,4 +1,4 @@
-//! The image a container was started from, in a layout: its layers are referred to, and neither read nor stored again.
+//! The image a container was started from, in a layout or where it came from: its layers are referred to, and neither read nor stored again.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::image::ImageError;
 use crate::image::oci::{self, Bytes, Layer};
-use crate::model::base::LayoutImage;
+use crate::model::base::{LayoutImage, Origin, Whereabouts};
 use crate::model::chunk::BlobId;
 use crate::model::config::{Config, History, Platform};
 
@@ -85,6 +85,19 @@ impl Base {
         })
     }
 
+    /// The base that was found.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn found(origin: &Origin) -> Result<Base, String> {
+        let manifest = serde_json::from_slice(&origin.manifest).map_err(|e| format!("its manifest: {e}"))?;
+        let config = serde_json::from_slice(&origin.config).map_err(|e| format!("its config: {e}"))?;
+        put_together(&manifest, config, &|id, size| match &origin.layers {
+            Whereabouts::Files(dir) => file(dir.join(id.to_string()), size),
+            Whereabouts::Repository(_) => Some(Bytes::Elsewhere),
+        })
+    }
+
     /// The config of a container of it, with what the base says of itself.
     pub(super) fn tell(&self, mut run: Config) -> Config {
         run.history.clone_from(&self.history);
@@ -114,25 +127,37 @@ fn manifests(dir: &Path, descriptor: &Descriptor) -> Result<(String, Document), 
 }
 
 fn base(dir: &Path, manifest: &Document) -> Result<Base, String> {
-    let config: ImageConfig = read(dir, &manifest.config.as_ref().ok_or("it has no config")?.digest)?;
+    let config = read(dir, &manifest.config.as_ref().ok_or("it has no config")?.digest)?;
+    put_together(manifest, config, &|id, size| file(blob(dir, id), size))
+}
+
+/// A file, if it is so long.
+fn file(path: PathBuf, size: u64) -> Option<Bytes> {
+    let whole = std::fs::metadata(&path).is_ok_and(|stat| stat.is_file() && stat.len() == size);
+    whole.then_some(Bytes::File(path))
+}
+
+/// `bytes` says where those of a layer are, if they are anywhere.
+fn put_together(
+    manifest: &Document,
+    config: ImageConfig,
+    bytes: &dyn Fn(&BlobId, u64) -> Option<Bytes>,
+) -> Result<Base, String> {
     let diff_ids = config.rootfs.diff_ids;
     if diff_ids.len() != manifest.layers.len() {
         return Err("its config and its manifest differ in the number of layers".to_owned());
     }
     let layers = manifest.layers.iter().zip(diff_ids).map(|(layer, diff_id)| {
         let id = id(&layer.digest)?;
-        let path = blob(dir, &id);
-        match std::fs::metadata(&path) {
-            Ok(stat) if stat.len() == layer.size => {}
-            _ => return Err(format!("its layer {} is not there", layer.digest)),
-        }
+        let bytes =
+            bytes(&id, layer.size).ok_or_else(|| format!("its layer {} is not there", layer.digest))?;
         Ok(Layer {
             media_type: media_type(&layer.media_type)?.to_owned(),
             id,
             size: layer.size,
             diff_id,
             annotations: layer.annotations.clone(),
-            bytes: Bytes::File(path),
+            bytes,
         })
     });
     Ok(Base {
@@ -180,4 +205,53 @@ fn read<T: for<'a> Deserialize<'a>>(dir: &Path, digest: &str) -> Result<T, Strin
         return Err(bad(&"it is not what its digest says"));
     }
     serde_json::from_slice(&bytes).map_err(|e| bad(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn origin(kind: &str, diff_ids: &[&str]) -> Origin {
+        let digest = oci::digest(b"layer");
+        let layer = json!({"mediaType": kind, "digest": digest, "size": 7, "annotations": {"a": "b"}});
+        let config = json!({"os": "linux", "architecture": "arm64", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        Origin {
+            manifest: json!({"config": {"digest": "sha256:0", "size": 1}, "layers": [layer]})
+                .to_string()
+                .into(),
+            config: config.to_string().into(),
+            layers: Whereabouts::Repository("localhost:5000/base/os".into()),
+        }
+    }
+
+    #[test]
+    fn layers_that_are_elsewhere_are_referred_to_as_they_are() {
+        let base =
+            Base::found(&origin("application/vnd.docker.image.rootfs.diff.tar.gzip", &["sha256:d"])).unwrap();
+        let [layer] = &base.layers[..] else { panic!("{base:?}") };
+        assert_eq!(
+            (layer.bytes.clone(), layer.size, layer.diff_id.as_str()),
+            (Bytes::Elsewhere, 7, "sha256:d")
+        );
+        assert_eq!(layer.media_type, "application/vnd.oci.image.layer.v1.tar+gzip");
+        assert_eq!(
+            (format!("sha256:{}", layer.id), &layer.annotations["a"]),
+            (oci::digest(b"layer"), &json!("b"))
+        );
+        assert_eq!(base.tell(Config::default()).platform.architecture, "arm64");
+    }
+
+    #[test]
+    fn what_cannot_be_referred_to_is_said() {
+        let nydus = "application/vnd.oci.image.layer.nydus.blob.v1";
+        assert!(Base::found(&origin(nydus, &["sha256:d"])).unwrap_err().contains("nydus"));
+        let plain = "application/vnd.oci.image.layer.v1.tar";
+        assert!(Base::found(&origin(plain, &[])).unwrap_err().contains("number of layers"));
+        let files = Whereabouts::Files("/nonexistent".into());
+        let absent = Origin { layers: files, ..origin(plain, &["sha256:d"]) };
+        assert!(Base::found(&absent).unwrap_err().contains("is not there"));
+        assert!(Base::found(&Origin { config: b"{".to_vec(), ..absent }).unwrap_err().contains("its config"));
+    }
 }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! base in a layout        --by digest--------------------------> its layers, as they are  \
+//! base where it came from --as pipeline has found it-----------> its layers, as they are   \
 //! lower N ... lower 1     --walk, changeset, tar, compress--> cache                         } manifest, config --> oci:DIR:TAG
 //! upper                   --walk, changeset, tar, compress--> one layer                    /
 //! ```
 //!
-//! Where the base is in a layout, its layers are referred to; lowers that it does not account for, such as docker's own on top of an image, become layers
+//! Where the base is there, its layers are referred to; lowers that it does not account for, such as docker's own on top of an image, become layers
 //! between it and the container's. Otherwise every lower becomes a layer, so that the image is whole by itself.
 
 mod base;
@@ -21,9 +22,9 @@ use std::time::{Duration, Instant};
 
 use super::cache::Cache;
 use super::config::Base as Below;
-use super::oci::{self, ManifestDigest};
+use super::oci::{self, Bytes, ManifestDigest};
 use super::{ImageBlob, ImageError, Progress, Task, remove_scraps};
-use crate::model::base::LayoutImage;
+use crate::model::base::{LayoutImage, Origin};
 use crate::model::format::LayerCompression;
 use base::Base;
 use layers::{Layers, Options};
@@ -37,6 +38,8 @@ pub struct Request {
     pub base: Option<LayoutImage>,
     /// The digest of its manifest or its config: without a base by name it is looked for in the target.
     pub base_digest: Option<String>,
+    /// That image as it was found elsewhere: it serves where neither of them does.
+    pub origin: Option<Origin>,
     /// How layers are compressed.
     pub compression: LayerCompression,
 }
@@ -57,7 +60,7 @@ pub struct Timings {
 pub struct Image {
     /// The digest its tag stands for.
     pub manifest: ManifestDigest,
-    /// Its layers, the lowest first, with their files in the target.
+    /// Its layers, the lowest first, with their files in the target, but for those that are elsewhere.
     pub layers: Vec<ImageBlob>,
     /// How many of them are the base's.
     pub of_base: usize,
@@ -83,6 +86,32 @@ pub fn check_base(image: &LayoutImage) -> Result<(), ImageError> {
     Base::named(image).map(drop)
 }
 
+/// Whether the base is named, or in the target: then nobody need look for it elsewhere.
+#[must_use]
+pub fn has_base(request: &Request) -> bool {
+    let in_target = |digest: &String| Base::of_digest(&request.task.target.dir, digest).is_some();
+    request.base.is_some() || request.base_digest.as_ref().is_some_and(in_target)
+}
+
+/// The base, or why there is none.
+fn base(request: &Request) -> Result<Option<Base>, ImageError> {
+    if let Some(image) = &request.base {
+        return Base::named(image).map(Some);
+    }
+    let in_target =
+        request.base_digest.as_ref().and_then(|digest| Base::of_digest(&request.task.target.dir, digest));
+    if in_target.is_some() {
+        return Ok(in_target);
+    }
+    Ok(request.origin.as_ref().and_then(|origin| match Base::found(origin) {
+        Ok(base) => Some(base),
+        Err(why) => {
+            tracing::warn!("layers are made of the container's lower directories, for its image cannot be referred to: {why}");
+            None
+        }
+    }))
+}
+
 /// Builds the image.
 ///
 /// # Errors
@@ -96,11 +125,7 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     std::fs::create_dir_all(&blob_dir).map_err(ImageError::io("create", &blob_dir))?;
     // The snapshot is ours alone: what is half made here was left by a killed try.
     remove_scraps(&blob_dir).map_err(ImageError::io("tidy", &blob_dir))?;
-    let base = match (&request.base, &request.base_digest) {
-        (Some(image), _) => Some(Base::named(image)?),
-        (None, Some(digest)) => Base::of_digest(&task.target.dir, digest),
-        (None, None) => None,
-    };
+    let base = base(request)?;
     let options = Options {
         compression: request.compression,
         namespaces: task.namespaces,
@@ -157,7 +182,7 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let manifest = oci::write(&task.target, content, &config, task.created, care)?;
     timings.oci = start.elapsed();
     let store = task.target.dir.join("blobs/sha256");
-    let placed = all.iter().map(|layer| ImageBlob {
+    let placed = all.iter().filter(|layer| layer.bytes != Bytes::Elsewhere).map(|layer| ImageBlob {
         id: layer.id,
         path: store.join(layer.id.to_string()),
         compressed: layer.size,

@@ -178,6 +178,32 @@ fn an_image_that_could_not_be_delivered_is_delivered_later_and_built_once() {
 }
 
 #[test]
+fn an_image_whose_layers_have_gone_from_the_registry_is_made_once_more() {
+    if !privileged() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let fake = Fake::new(Then::Succeed, Then::Succeed);
+    *fake.deliver.lock().unwrap() = Then::LayersGone;
+    let mut wanted = request(work.path());
+    wanted.target = "localhost:5000/team/web:1".parse().unwrap();
+    let mut claimed = cut(&fake, wanted, &Quiet).unwrap();
+    let error = finish(&fake, &mut claimed, &Quiet).unwrap_err();
+    assert_eq!((error.class(), fake.images.load(Ordering::SeqCst)), (Class::Network, 2));
+    assert!(
+        error.chain().starts_with("could not deliver the image: localhost:5000 does not have"),
+        "{error}"
+    );
+    assert!(error.remedy().is_some_and(|remedy| remedy.contains("resume")));
+    // Nor is what refers to them kept for the next try.
+    assert_eq!((claimed.record().state, claimed.record().image.as_ref()), (State::Failed, None));
+    assert!(!claimed.path().join("layout").exists());
+    *fake.deliver.lock().unwrap() = Then::Succeed;
+    assert_eq!(finish(&fake, &mut claimed, &Quiet).unwrap().state, State::Completed);
+    assert_eq!(fake.images.load(Ordering::SeqCst), 3);
+}
+
+#[test]
 fn docker_is_refused_an_image_it_cannot_use_before_anything_is_done() {
     let work = tempfile::tempdir().unwrap();
     let fake = Fake::new(Then::Succeed, Then::Succeed);
