@@ -54,9 +54,8 @@ pub(super) struct State {
     uploads: HashMap<String, Vec<u8>>,
     /// Method and path of every request.
     pub(super) log: Vec<String>,
-    /// Tokens given out, and how often the last one may still be used.
-    pub(super) tokens: u32,
-    uses: u32,
+    /// How often each token that was given out may still be used.
+    pub(super) tokens: Vec<u32>,
 }
 
 pub(super) struct Scripted {
@@ -78,8 +77,7 @@ impl Scripted {
             manifests: HashMap::new(),
             uploads: HashMap::new(),
             log: Vec::new(),
-            tokens: 0,
-            uses: 0,
+            tokens: Vec::new(),
         }));
         let shared = Arc::clone(&state);
         // They end with the test's process: nobody waits for a thread that accepts.
@@ -172,16 +170,21 @@ fn handle(
         if !head.contains(BASIC) {
             return plain(401);
         }
-        state.tokens += 1;
-        state.uses = if let Guard::Token(uses) = state.guard { uses } else { 0 };
-        return (200, String::new(), format!(r#"{{"token":"t{}"}}"#, state.tokens).into_bytes());
+        let uses = if let Guard::Token(uses) = state.guard { uses } else { 0 };
+        state.tokens.push(uses);
+        return (200, String::new(), format!(r#"{{"token":"t{}"}}"#, state.tokens.len()).into_bytes());
     }
     let challenge = match state.guard {
         Guard::Nobody => None,
         Guard::Basic => (!head.contains(BASIC)).then(|| "Basic realm=\"x\"".to_owned()),
         Guard::Token(_) => {
-            let good = state.uses > 0 && head.contains(&format!("bearer t{}\r", state.tokens));
-            state.uses = state.uses.saturating_sub(1);
+            // Each has its own end: two that were asked for at once are both good.
+            let given = (1..).zip(&mut state.tokens).find(|(n, _)| head.contains(&format!("bearer t{n}\r")));
+            let good = given.is_some_and(|(_, uses)| {
+                let left = *uses > 0;
+                *uses = uses.saturating_sub(1);
+                left
+            });
             (!good).then(|| format!("Bearer realm=\"http://{address}/token\",service=\"s\""))
         }
     };
