@@ -24,7 +24,7 @@ use snapshot_tests::unpacked::must_be_equal;
 use super::kubelet::Kubelet;
 use super::matrix::{ENTRIES, reference, root_of};
 use super::pods::{Snapshots, kubernetes};
-use super::support::{House, absent, frozen};
+use super::support::{House, frozen, skip};
 use super::writers::{SCRIPT, fill};
 
 /// Names a directory with nydus-snapshotter's `usr/bin` in it.
@@ -54,14 +54,13 @@ const BACKEND: &str = r#"{
 
 /// Starts nydus-snapshotter in the room; its socket. `None` if it is not on this machine.
 fn snapshotter(house: &mut House) -> Result<Option<PathBuf>> {
-    let program =
-        std::env::var_os(SNAPSHOTTER).map(|dir| Path::new(&dir).join("usr/bin/containerd-nydus-grpc"));
-    let (Some(program), Some(nydusd), Some(image)) = (
-        program.filter(|program| program.is_file()),
-        judges::judge("nydusd")?,
-        judges::judge("nydus-image")?,
-    ) else {
-        absent("nydus-snapshotter")?;
+    let Some(place) = std::env::var_os(SNAPSHOTTER) else {
+        // Other machines than Debian's may have no way to it: `cargo xtask setup --runtimes` says so.
+        skip("nydus-snapshotter", "not fetched");
+        return Ok(None);
+    };
+    let program = Path::new(&place).join("usr/bin/containerd-nydus-grpc");
+    let (Some(nydusd), Some(image)) = (judges::judge("nydusd")?, judges::judge("nydus-image")?) else {
         return Ok(None);
     };
     let dir = house.place.0.join("nydus-snapshotter");

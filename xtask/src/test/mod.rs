@@ -85,7 +85,7 @@ fn cargo_test() -> Command {
         .env("NYDUS_BIN", workspace::tools_bin())
         // Fetched for `--tier runtimes`; without them the tests of them say so.
         .env("SNAPSHOT_DOCKER", setup::docker::place())
-        .env("SNAPSHOT_NYDUS_SNAPSHOTTER", setup::snapshotter::place())
+        .envs(setup::snapshotter::place().map(|place| ("SNAPSHOT_NYDUS_SNAPSHOTTER", place)))
         .env("SNAPSHOT_ENGINE", workspace::target().join("debug/snapshot-engine"))
         // A judge that is missing fails its test instead of skipping it: `setup` has just put it there.
         .env("SNAPSHOT_REQUIRE_JUDGES", "1");
