@@ -3,6 +3,7 @@
 //! ```text
 //!   GRAPH/overlay-containers/containers.json       id, names, layer, image          (containers/storage, containers.go)
 //!   GRAPH/overlay-containers/ID/userdata/config.json   the OCI bundle
+//!   GRAPH/overlay-images/images.json               id, digest of the manifest, names      (containers/storage, images.go)
 //!   GRAPH/overlay-images/IMAGE/=..                 the image's config, by a name in base64; the image's id is its digest
 //!   GRAPH/overlay/LAYER/{diff,work,lower}          `lower` names links: l/ABC:l/DEF     (drivers/overlay/overlay.go)
 //!   RUN/overlay-containers/ID/userdata/pidfile     the init, written by conmon; stays there when it has ended
@@ -50,6 +51,15 @@ struct Metadata {
     image_name: String,
 }
 
+/// An entry of `images.json`.
+#[derive(Deserialize)]
+struct ListedImage {
+    id: String,
+    #[serde(default)]
+    digest: String,
+    names: Option<Vec<String>>,
+}
+
 impl OnDisk {
     fn list(&self, file: &Path) -> Result<Vec<Listed>, Error> {
         let text = match fs::read(file) {
@@ -70,10 +80,11 @@ impl OnDisk {
         let number = fs::read_to_string(&pidfile).ok().and_then(|text| text.trim().parse().ok());
         let metadata: Metadata = serde_json::from_str(&told.metadata).unwrap_or_default();
         let digest = format!("sha256:{}", told.image);
-        let image = ImageRef { name: metadata.image_name, digest, at: Vec::new() };
+        let images = self.storage.graph.join("overlay-images");
+        let at = repository_digests(&images.join("images.json"), &told.image);
+        let image = ImageRef { name: metadata.image_name, digest, at };
         let config = Config::from_bundle(&userdata(&self.storage.graph));
-        let of_image =
-            image_config(&self.storage.graph.join("overlay-images").join(&told.image), &told.image);
+        let of_image = image_config(&images.join(&told.image), &told.image);
         let config = match (config, of_image) {
             (Some(config), Some(of_image)) => Some(config.of_image(of_image)),
             (config, _) => config,
@@ -92,6 +103,27 @@ impl OnDisk {
             ..candidate
         }
     }
+}
+
+/// `REPOSITORY@DIGEST` of an image by each of its names, as podman's service says it; none if it was removed.
+fn repository_digests(file: &Path, id: &str) -> Vec<String> {
+    let listed = || -> Option<Vec<ListedImage>> { serde_json::from_slice(&fs::read(file).ok()?).ok() };
+    let found = listed().unwrap_or_default().into_iter().find(|image| image.id == id);
+    let Some(ListedImage { digest, names: Some(names), .. }) = found.filter(|image| !image.digest.is_empty())
+    else {
+        return Vec::new();
+    };
+    let mut all: Vec<String> = Vec::new();
+    for name in names {
+        let name = name.split('@').next().unwrap_or_default();
+        // A colon before the last slash is a port's.
+        let tag = name.rfind(':').filter(|at| !name[*at..].contains('/')).unwrap_or(name.len());
+        let at = format!("{}@{digest}", &name[..tag]);
+        if !all.contains(&at) {
+            all.push(at);
+        }
+    }
+    all
 }
 
 /// The longest config of an image that is read.
@@ -203,6 +235,24 @@ mod tests {
         let all = podman.find(Wanted::All).unwrap();
         assert_eq!(all.len(), listed.len());
         assert!(all.iter().any(|c| c.shown() == "made" && c.state == State::Created && c.layers.is_none()));
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_repositories() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("images.json");
+        assert!(repository_digests(&file, "ab").is_empty());
+        // As podman 4.3 writes it, shortened.
+        let text = r#"[{"id":"00","digest":"sha256:0"},
+            {"id":"ab","digest":"sha256:1","names":["localhost:5000/a/b:1","localhost:5000/a/b:2","localhost:5000/c","docker.io/library/d@sha256:1"]},
+            {"id":"cd","names":["x:1"]}]"#;
+        fs::write(&file, text).unwrap();
+        let all = repository_digests(&file, "ab");
+        assert_eq!(
+            all,
+            ["localhost:5000/a/b@sha256:1", "localhost:5000/c@sha256:1", "docker.io/library/d@sha256:1"]
+        );
+        assert!(repository_digests(&file, "00").is_empty() && repository_digests(&file, "cd").is_empty());
     }
 
     #[test]
