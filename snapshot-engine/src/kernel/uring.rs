@@ -75,9 +75,6 @@ impl Ring {
                 rustix::mm::MapFlags::PRIVATE,
             )
         }?;
-        // Fewer misses of the TLB, and fewer segments a request: 5 % less CPU time for a tree of large files. A kernel without huge pages refuses, and that is well.
-        // SAFETY: advice about the fresh mapping, which changes no content.
-        let _ = unsafe { rustix::mm::madvise(pool, pool_len, rustix::mm::Advice::LinuxHugepage) };
         let pool =
             NonNull::new(pool.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave a null address"))?;
         let mut ring = Ring {
