@@ -9,13 +9,13 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::mountinfo::Mount;
 use super::process;
+use super::stopped::identity;
 use crate::model::pid::Pid;
 
 /// Storage directories that relative layers are relative to, unless the mount tells better.
@@ -98,13 +98,13 @@ pub(super) fn views(init: Pid, overlay: &Mount, layers: &[&[u8]]) -> Vec<View> {
 /// The directory of a lower layer: the nearest of that path, unless it is another than the one that the target's parent sees. So it is where a snapshotter
 /// has mounted the layer in a namespace of its own.
 pub(super) fn layer(views: &[View], layer: &[u8]) -> Option<PathBuf> {
-    let nearest = views.iter().find_map(|view| view.find(layer));
-    let parents = views.iter().filter(|view| view.parents).find_map(|view| view.find(layer));
-    let identity = |path: &PathBuf| std::fs::metadata(path).map(|stat| (stat.dev(), stat.ino())).ok();
-    match (nearest, parents) {
-        (Some(nearest), Some(parents)) if identity(&nearest) != identity(&parents) => Some(parents),
-        (nearest, _) => nearest,
+    let (view, nearest) = views.iter().find_map(|view| Some((view, view.find(layer)?)))?;
+    if view.parents {
+        return Some(nearest);
     }
+    let parents = views.iter().filter(|view| view.parents).find_map(|view| view.find(layer));
+    let another = |path: &PathBuf| identity(path).ok() != identity(&nearest).ok();
+    Some(parents.filter(another).unwrap_or(nearest))
 }
 
 /// Where relative layers may start: above an absolute sibling layer (containerd), above the mount point of the

@@ -9,10 +9,10 @@
 //! ```
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::process;
+use super::stopped::identity;
 use crate::model::pid::Pid;
 
 /// The namespaces of one process.
@@ -51,8 +51,7 @@ impl Vantage {
     pub(super) fn path(self, path: &Path) -> PathBuf {
         let Some(witness) = self.paths else { return path.to_owned() };
         let theirs = process::root(witness).join(path.strip_prefix("/").unwrap_or(path));
-        let what = |path| fs::metadata(path).map(|stat| (stat.dev(), stat.ino()));
-        match (what(path), what(&theirs)) {
+        match (identity(path), identity(&theirs)) {
             (Ok(ours), Ok(same)) if ours == same => path.to_owned(),
             _ => theirs,
         }

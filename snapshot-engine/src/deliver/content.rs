@@ -143,10 +143,7 @@ impl Content {
 pub(super) fn blob(layout: &Path, descriptor: &Value, absent: bool) -> Result<Blob, DeliverError> {
     let digest = descriptor["digest"].as_str().unwrap_or_default();
     let damaged = |why: String| DeliverError::Damaged { path: layout.join("index.json"), why };
-    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err(damaged(format!("`{}` is no digest", digest.escape_debug())));
-    }
+    let hex = hex_of(digest).ok_or_else(|| damaged(format!("`{}` is no digest", digest.escape_debug())))?;
     let path = layout.join("blobs/sha256").join(hex);
     let size = descriptor["size"].as_u64().unwrap_or_default();
     let here = match fs::symlink_metadata(&path) {
@@ -167,6 +164,12 @@ pub(super) fn blob(layout: &Path, descriptor: &Value, absent: bool) -> Result<Bl
         here,
         annotations: descriptor["annotations"].clone(),
     })
+}
+
+/// The part of a digest that names a file; `None` if it is no digest, for it comes from others.
+pub(super) fn hex_of(digest: &str) -> Option<&str> {
+    let hex = digest.strip_prefix("sha256:")?;
+    (hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))).then_some(hex)
 }
 
 #[cfg(test)]
@@ -241,5 +244,14 @@ mod tests {
     fn a_digest_cannot_lead_elsewhere() {
         let descriptor = serde_json::json!({"digest": "sha256:../../../etc/passwd", "size": 1});
         assert!(matches!(blob(Path::new("/"), &descriptor, true), Err(DeliverError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_digest_names_a_file_or_nothing() {
+        let good = format!("sha256:{}", hex::encode(Sha256::digest(b"x")));
+        assert_eq!(hex_of(&good), Some(&good[7..]));
+        for bad in ["sha256:../../etc/passwd", "sha256:", "sha512:00", &good[..70], &good.to_uppercase()] {
+            assert_eq!(hex_of(bad), None, "{bad}");
+        }
     }
 }

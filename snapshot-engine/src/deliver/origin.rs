@@ -174,12 +174,6 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// The part of a digest that names a file; `None` if it is no digest, for it comes from others.
-pub(super) fn hex_of(digest: &str) -> Option<&str> {
-    let hex = digest.strip_prefix("sha256:")?;
-    (hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))).then_some(hex)
-}
-
 #[cfg(test)]
 #[path = "origin_tests.rs"]
 mod tests;

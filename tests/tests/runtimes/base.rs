@@ -7,23 +7,20 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use snapshot_engine::container::process;
-use snapshot_engine::kernel::enclosure;
 use snapshot_engine::model::pid::Pid;
 use snapshot_tests::bench::eventually;
 use snapshot_tests::engine::{self, Ended};
-use snapshot_tests::layered::overlay;
+use snapshot_tests::everything::make;
 use snapshot_tests::registry::{Fault, Faulty, Registry, Security, Then, skopeo};
 use snapshot_tests::unpacked::{OciImage, must_be_equal};
 
-use super::support::{House, frozen, shell};
+use super::support::{House, frozen, reference, root_of, shell, tree};
 
 /// Bytes of the base that no compression makes fewer.
 const LARGE: u64 = 8 << 20;
@@ -180,15 +177,9 @@ fn figure(done: &Value, name: &str) -> u64 {
 /// A container's root without what is mounted on it, and the frozen upperdir over the lowers of another.
 fn must_be_the_same(copy: Pid, house: &House, origin: &str, done: &Value) -> Result<()> {
     let target = house.running(origin)?;
-    let mut all = vec![frozen(done)?];
-    all.extend(target.overlay.lowers);
-    let at = house.place.0.join("reference");
-    fs::create_dir_all(&at)?;
-    let reference = overlay(&all, None, &at, "")?;
-    let namespace = File::open(process::dir(copy).join("ns/mnt"))?;
-    let root = rustix::fs::open(process::root(copy), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let root = enclosure::in_namespace(namespace.as_fd(), root.as_fd())?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/.", root.as_raw_fd()));
+    let reference = reference(&target, &frozen(done)?, &make(&house.place.0, "reference")?)?;
+    let root = root_of(copy)?;
+    let path = tree(&root);
     ensure!(fs::read_to_string(path.join("replaced"))? == "new\n" && !path.join("gone").exists());
     must_be_equal(&reference.0, &path, 10, &MADE_ANEW)
 }

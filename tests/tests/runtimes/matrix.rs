@@ -14,28 +14,24 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use snapshot_benches::peers::Cgroups;
 use snapshot_engine::container::cgroup::Hierarchies;
 use snapshot_engine::container::{Target, process};
-use snapshot_engine::kernel::enclosure;
 use snapshot_engine::model::pid::Pid;
 use snapshot_tests::bench::eventually;
 use snapshot_tests::everything::{Mount, make};
 use snapshot_tests::judges::{Verify, judge, serve};
-use snapshot_tests::layered::overlay;
 use snapshot_tests::registry::{Registry, Security};
 use snapshot_tests::unpacked::{OciImage, must_be_equal};
 
 use super::kinds::{CONTAINERD, CRUN_ROW, DOCKER, Kind, PODMAN, Process, RUNC};
-use super::support::{House, MARK, absent, frozen, shell};
+use super::support::{House, MARK, absent, frozen, reference, root_of, shell, tree};
 use super::writers::{SCRIPT, counted, fill, must_be_back, must_be_frozen};
 
 /// The command of the containers that run in room B: nothing changes their tree.
@@ -90,25 +86,11 @@ fn must_be_alone(house: &House) -> Result<()> {
     Ok(())
 }
 
-/// The frozen upperdir over the lowers of the container.
-pub(crate) fn reference(target: &Target, frozen: &Path, at: &Path) -> Result<Mount> {
-    let mut layers = vec![frozen.to_owned()];
-    layers.extend(target.overlay.lowers.iter().cloned());
-    overlay(&layers, None, at, "")
-}
-
-/// A container's root without what is mounted on it.
-pub(crate) fn root_of(init: Pid) -> Result<OwnedFd> {
-    let namespace = File::open(process::dir(init).join("ns/mnt"))?;
-    let root = rustix::fs::open(process::root(init), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(enclosure::in_namespace(namespace.as_fd(), root.as_fd())?)
-}
-
 /// The container of this name runs, on the tree that was frozen. Its init.
 fn must_run(house: &House, name: &str, reference: &Path, excused: &[&str]) -> Result<Pid> {
     let init = house.init_of(name)?;
     let root = root_of(init)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/.", root.as_raw_fd()));
+    let path = tree(&root);
     must_be_back(&path)?;
     must_be_equal(reference, &path, ENTRIES, excused)?;
     Ok(init)

@@ -8,7 +8,6 @@
 //! ```
 
 use std::fs;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -22,9 +21,9 @@ use snapshot_tests::registry::{Registry, Security};
 use snapshot_tests::unpacked::must_be_equal;
 
 use super::kubelet::Kubelet;
-use super::matrix::{ENTRIES, reference, root_of};
+use super::matrix::ENTRIES;
 use super::pods::{Snapshots, kubernetes};
-use super::support::{House, frozen, skip};
+use super::support::{House, frozen, reference, root_of, skip, tree};
 use super::writers::{SCRIPT, fill};
 
 /// Names a directory with nydus-snapshotter's `usr/bin` in it.
@@ -127,11 +126,6 @@ fn an_image_runs_by_nydus_snapshotter_and_is_committed_again() -> Result<()> {
     kubelet.run_container(&pod, "again", &second, &["/bin/busybox", "sleep", "1000"])?;
     let root = root_of(app.init)?;
     must_show(&house, "cri://shop/web-7/again", &tree(&root))
-}
-
-/// The way to an open directory.
-fn tree(root: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}/.", root.as_raw_fd()).into()
 }
 
 /// The root of a container is this tree.

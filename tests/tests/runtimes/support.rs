@@ -1,19 +1,24 @@
 //! A runtime in a room of its own (see `snapshot_benches::peers`), its containers by its own commands, and the engine as it looks in from outside.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use snapshot_benches::peers::{self, Cgroups, Layer, Peer, Running};
 use snapshot_engine::container::cgroup::{Hierarchies, members};
 use snapshot_engine::container::{Found, Places, Target, find, process};
+use snapshot_engine::kernel::enclosure;
 use snapshot_engine::model::pid::Pid;
 use snapshot_tests::bench::{root, unique};
 use snapshot_tests::engine::{self, Ended};
+use snapshot_tests::everything::Mount;
 use snapshot_tests::inside::User;
+use snapshot_tests::layered::overlay;
 use snapshot_tests::registry::Registry;
 
 use super::kinds::Image;
@@ -370,4 +375,23 @@ pub(crate) fn absent(name: &str) -> Result<()> {
 /// The frozen upperdir of a result.
 pub(crate) fn frozen(result: &serde_json::Value) -> Result<PathBuf> {
     Ok(result["old_upper_dir"].as_str().context("no frozen upperdir")?.into())
+}
+
+/// The frozen upperdir over the lowers of the container.
+pub(crate) fn reference(target: &Target, frozen: &Path, at: &Path) -> Result<Mount> {
+    let mut layers = vec![frozen.to_owned()];
+    layers.extend(target.overlay.lowers.iter().cloned());
+    overlay(&layers, None, at, "")
+}
+
+/// A container's root without what is mounted on it.
+pub(crate) fn root_of(init: Pid) -> Result<OwnedFd> {
+    let namespace = File::open(process::dir(init).join("ns/mnt"))?;
+    let root = rustix::fs::open(process::root(init), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(enclosure::in_namespace(namespace.as_fd(), root.as_fd())?)
+}
+
+/// The way to an open directory.
+pub(crate) fn tree(root: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}/.", root.as_raw_fd()).into()
 }

@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
 use super::{Daemon, Descriptor, InfoOf};
-use crate::deliver::origin::{Found, Library, Question, follow, hex_of};
+use crate::deliver::content::hex_of;
+use crate::deliver::origin::{Found, Library, Question, follow};
 use crate::deliver::{DeliverError, Meter};
 use crate::model::base::{Origin, Whereabouts};
 use crate::model::progress::Progress;

@@ -147,17 +147,23 @@ fn the_frozen_upperdir_goes_only_if_asked_and_only_when_complete() {
     assert_eq!(Store::open(work.path()).unwrap().status(id).unwrap().state, State::Completed);
 }
 
+/// A cut whose image goes to a registry, where this becomes of it.
+fn cut_for_a_registry(work: &Path, deliver: Then) -> (Fake, Claimed) {
+    let fake = Fake::new(Then::Succeed, Then::Succeed);
+    *fake.deliver.lock().unwrap() = deliver;
+    let mut wanted = request(work);
+    wanted.target = "localhost:5000/team/web:1".parse().unwrap();
+    let claimed = cut(&fake, wanted, &Quiet).unwrap();
+    (fake, claimed)
+}
+
 #[test]
 fn an_image_that_could_not_be_delivered_is_delivered_later_and_built_once() {
     if !privileged() {
         return;
     }
     let work = tempfile::tempdir().unwrap();
-    let fake = Fake::new(Then::Succeed, Then::Succeed);
-    *fake.deliver.lock().unwrap() = Then::Fail;
-    let mut wanted = request(work.path());
-    wanted.target = "localhost:5000/team/web:1".parse().unwrap();
-    let mut claimed = cut(&fake, wanted, &Quiet).unwrap();
+    let (fake, mut claimed) = cut_for_a_registry(work.path(), Then::Fail);
     let layout = claimed.path().join("layout");
     finish(&fake, &mut claimed, &Quiet).unwrap_err();
     let record = claimed.record();
@@ -183,11 +189,7 @@ fn an_image_whose_layers_have_gone_from_the_registry_is_made_once_more() {
         return;
     }
     let work = tempfile::tempdir().unwrap();
-    let fake = Fake::new(Then::Succeed, Then::Succeed);
-    *fake.deliver.lock().unwrap() = Then::LayersGone;
-    let mut wanted = request(work.path());
-    wanted.target = "localhost:5000/team/web:1".parse().unwrap();
-    let mut claimed = cut(&fake, wanted, &Quiet).unwrap();
+    let (fake, mut claimed) = cut_for_a_registry(work.path(), Then::LayersGone);
     let error = finish(&fake, &mut claimed, &Quiet).unwrap_err();
     assert_eq!((error.class(), fake.images.load(Ordering::SeqCst)), (Class::Network, 2));
     assert!(
