@@ -31,7 +31,6 @@ static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 pub(super) struct Placer {
     format: Format,
     own: BlobIndex,
-    sha: Sha256,
     offset: u64,
     slot: u64,
     chunks: Vec<ChunkInfo>,
@@ -41,7 +40,7 @@ pub(super) struct Placer {
 
 impl Placer {
     pub(super) fn new(format: Format, own: BlobIndex) -> Placer {
-        Placer { format, own, sha: Sha256::new(), offset: 0, slot: 0, chunks: Vec::new(), saved: 0 }
+        Placer { format, own, offset: 0, slot: 0, chunks: Vec::new(), saved: 0 }
     }
 
     /// Where the next chunk will be written.
@@ -49,38 +48,35 @@ impl Placer {
         self.offset
     }
 
-    /// Places a new chunk of `size` raw bytes; `data` is what is stored. Gives its name and the padding to write after it.
+    /// Places a new chunk of `size` raw bytes, of which `stored` are stored. Gives its name and the padding that belongs behind it.
     pub(super) fn place(
         &mut self,
         digest: ChunkDigest,
         size: u32,
-        data: &[u8],
+        stored: u32,
     ) -> Result<(ChunkRef, &'static [u8]), ChunkError> {
         if self.chunks.len() >= MAX_CHUNKS_PER_BLOB {
             return Err(ChunkError::TooManyChunks);
         }
         let index = self.chunks.len() as u32;
-        let stored = data.len() as u32;
         self.chunks.push(ChunkInfo { digest, index, size, stored, offset: self.offset, slot: self.slot });
-        self.sha.update(data);
         self.offset += u64::from(stored);
         self.slot += u64::from(size).next_multiple_of(BLOCK);
         let padding = match self.format.compressor {
             Compressor::None => &ZEROS[..(self.slot - self.offset) as usize],
             Compressor::Lz4Block | Compressor::Gzip | Compressor::Zstd(_) => &[],
         };
-        self.sha.update(padding);
         self.offset += padding.len() as u64;
         Ok((ChunkRef { blob: self.own, index }, padding))
     }
 
-    /// The blob with all its chunks, to be finished; `None` when no chunk was placed.
-    pub(super) fn close(self, file: BlobFile) -> Option<OpenBlob> {
+    /// The blob with all its chunks, to be finished; `sha` is of all that was placed. `None` when that is nothing.
+    pub(super) fn close(self, file: BlobFile, sha: Sha256) -> Option<OpenBlob> {
         if self.chunks.is_empty() {
             return None;
         }
-        let ending = Ending::new(self.format, self.chunks, self.offset, self.slot, &self.sha);
-        Some(OpenBlob { file, data_size: self.offset, sha: self.sha, ending })
+        let ending = Ending::new(self.format, self.chunks, self.offset, self.slot, &sha);
+        Some(OpenBlob { file, data_size: self.offset, sha, ending })
     }
 }
 
@@ -193,11 +189,11 @@ mod tests {
     fn uncompressed_chunks_lie_where_the_kernel_looks() -> Result<(), ChunkError> {
         let format = Format { compressor: Compressor::None, ..Format::default() };
         let mut placer = Placer::new(format, BlobIndex(3));
-        let (name, padding) = placer.place(ChunkDigest([1; 32]), 5, b"hello")?;
+        let (name, padding) = placer.place(ChunkDigest([1; 32]), 5, 5)?;
         assert_eq!((name, padding.len()), (ChunkRef { blob: BlobIndex(3), index: 0 }, 4091));
-        placer.place(ChunkDigest([2; 32]), 4096, &[7; 4096])?;
+        placer.place(ChunkDigest([2; 32]), 4096, 4096)?;
         let dir = tempfile::tempdir().unwrap();
-        let open = placer.close(BlobFile::create(dir.path())?).unwrap();
+        let open = placer.close(BlobFile::create(dir.path())?, Sha256::new()).unwrap();
         let (blob, path) = open.finish(false)?;
         assert!(blob.chunks.iter().all(|c| c.offset == c.slot));
         assert_eq!((blob.uncompressed_size, blob.data_end), (8192, 8192));

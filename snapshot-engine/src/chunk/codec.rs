@@ -1,6 +1,7 @@
 //! Digest and compression of one chunk. No I/O.
 
 use std::io::{self, Write as _};
+use std::ops::Range;
 
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
@@ -42,37 +43,67 @@ impl Encoder {
         })
     }
 
-    /// Compresses a chunk into the end of `out`. `false`, and `out` as it was, when that does not make it smaller: such a
+    /// Compresses a chunk and keeps it behind what `out` has. `None`, and `out` as it was, when that does not make it smaller: such a
     /// chunk is stored raw.
     ///
     /// # Errors
     /// When the compressor fails.
-    pub fn encode(&mut self, data: &[u8], out: &mut Vec<u8>) -> io::Result<bool> {
-        let start = out.len();
-        match self {
-            Encoder::None => return Ok(false),
+    pub fn encode(&mut self, data: &[u8], out: &mut Scratch) -> io::Result<Option<Range<usize>>> {
+        let stored = match self {
+            Encoder::None => return Ok(None),
             Encoder::Lz4Block => {
-                out.resize(start + lz4_flex::block::get_maximum_output_size(data.len()), 0);
-                let stored =
-                    lz4_flex::block::compress_into(data, &mut out[start..]).map_err(io::Error::other)?;
-                out.truncate(start + stored);
+                let room = out.room(lz4_flex::block::get_maximum_output_size(data.len()));
+                lz4_flex::block::compress_into(data, room).map_err(io::Error::other)?
             }
             Encoder::Gzip => {
-                let mut gzip = GzBuilder::new().write(&mut *out, Compression::default());
+                let mut gzip = GzBuilder::new().write(Vec::new(), Compression::default());
                 gzip.write_all(data)?;
-                gzip.finish()?;
+                let bytes = gzip.finish()?;
+                out.room(bytes.len()).copy_from_slice(&bytes);
+                bytes.len()
             }
             Encoder::Zstd(zstd) => {
-                out.resize(start + zstd::zstd_safe::compress_bound(data.len()), 0);
-                let stored = zstd.compress_to_buffer(data, &mut out[start..])?;
-                out.truncate(start + stored);
+                zstd.compress_to_buffer(data, out.room(zstd::zstd_safe::compress_bound(data.len())))?
             }
+        };
+        Ok((stored < data.len()).then(|| out.keep(stored)))
+    }
+}
+
+/// Room for compressed chunks, one behind the other. It is cleared once, not for each chunk: clearing as much as a chunk may need would push the chunk itself out of the
+/// core's cache before the compressor has read it.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Scratch {
+    /// Forgets what is kept, not the memory.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// `len` bytes behind what is kept. What is in them is left from before.
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.used + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
         }
-        let smaller = out.len() - start < data.len();
-        if !smaller {
-            out.truncate(start);
-        }
-        Ok(smaller)
+        &mut self.bytes[self.used..end]
+    }
+
+    /// Keeps the first `len` bytes of the last room; where they are.
+    fn keep(&mut self, len: usize) -> Range<usize> {
+        let start = self.used;
+        self.used += len;
+        start..self.used
+    }
+
+    /// What was kept there.
+    #[must_use]
+    pub fn bytes(&self, kept: &Range<usize>) -> &[u8] {
+        &self.bytes[kept.clone()]
     }
 }
 
@@ -90,24 +121,26 @@ mod tests {
         let best = ZstdLevel::new(19).map(Compressor::Zstd).unwrap();
         for compressor in [Compressor::Lz4Block, Compressor::Gzip, Compressor::zstd(), best] {
             let mut encoder = Encoder::new(compressor)?;
-            let mut out = vec![9];
-            assert!(encoder.encode(&text, &mut out)?);
+            let mut out = Scratch::default();
+            let first = encoder.encode(&text, &mut out)?.unwrap();
+            assert_eq!(encoder.encode(&noise, &mut out)?, None);
+            assert_eq!(encoder.encode(b"", &mut out)?, None);
+            let second = encoder.encode(&text, &mut out)?.unwrap();
+            assert_eq!((first.start, first.end), (0, second.start));
+            assert_eq!(out.bytes(&first), out.bytes(&second));
+            let packed = out.bytes(&second);
             let back = match compressor {
-                Compressor::Zstd(_) => zstd::bulk::decompress(&out[1..], text.len())?,
+                Compressor::Zstd(_) => zstd::bulk::decompress(packed, text.len())?,
                 Compressor::Gzip => {
                     let mut back = Vec::new();
-                    flate2::read::GzDecoder::new(&out[1..]).read_to_end(&mut back)?;
+                    flate2::read::GzDecoder::new(packed).read_to_end(&mut back)?;
                     back
                 }
-                _ => lz4_flex::block::decompress(&out[1..], text.len()).map_err(io::Error::other)?,
+                _ => lz4_flex::block::decompress(packed, text.len()).map_err(io::Error::other)?,
             };
             assert_eq!(back, text);
-            let mut out = vec![9];
-            assert!(!encoder.encode(&noise, &mut out)?);
-            assert!(!encoder.encode(b"", &mut out)?);
-            assert_eq!(out, [9]);
         }
-        assert!(!Encoder::new(Compressor::None)?.encode(&text, &mut Vec::new())?);
+        assert_eq!(Encoder::new(Compressor::None)?.encode(&text, &mut Scratch::default())?, None);
         Ok(())
     }
 }

@@ -3,16 +3,19 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use sha2::Sha256;
 
 use crate::kernel::beneath::Dir;
 use crate::kernel::descent::Places;
 use crate::model::chunk::{BlobIndex, ChunkRef, Format};
 
 use super::ChunkError;
-use super::blob::{BlobFile, Known, OpenBlob, Placer};
+use super::blob::{BlobFile, ChunkKey, Known, OpenBlob, Placer};
 use super::plan::{BATCH_CHUNKS, Plan, SMALL, large_buffers};
+use super::turn::Turn;
 use super::worker::{self, HELD};
 
 /// A regular file to read, as the walk saw it.
@@ -67,20 +70,19 @@ pub(super) struct Shared<'a> {
     pub(super) file: BlobFile,
     pub(super) progress: &'a (dyn Fn(u64) + Sync),
     plan: Mutex<Plan>,
-    /// The batch whose turn it is.
-    turn: AtomicU64,
-    /// Who waits for batch `n` sleeps at the `n`th of these, counted round, so that a turn wakes nobody else.
-    beds: [(Mutex<()>, Condvar); BEDS],
+    /// Who may place his batch.
+    pub(super) placing: Turn,
+    /// Who may hash his batch.
+    pub(super) naming: Turn,
     pub(super) ordered: Mutex<Ordered>,
+    /// The blob's SHA-256 so far: its name.
+    pub(super) name: Mutex<Sha256>,
     pub(super) known: RwLock<Known>,
     failure: Mutex<Option<ChunkError>>,
-    failed: AtomicBool,
+    pub(super) failed: AtomicBool,
 }
 
-/// As many batches as may be ahead of the turn meet at different beds; if more do, some are woken for nothing.
-const BEDS: usize = 16;
-
-/// What only the worker whose turn it is touches.
+/// What only the worker that may place touches.
 pub(super) struct Ordered {
     pub(super) placer: Placer,
     pub(super) contents: Vec<Vec<ChunkRef>>,
@@ -97,42 +99,17 @@ impl Shared<'_> {
         if self.failed.load(Ordering::Acquire) { None } else { lock(&self.plan).claim(units) }
     }
 
-    /// Whether every batch before this one has been placed.
-    pub(super) fn is_turn(&self, batch: u64) -> bool {
-        self.turn.load(Ordering::Acquire) == batch && !self.failed.load(Ordering::Acquire)
-    }
-
-    fn bed(&self, batch: u64) -> &(Mutex<()>, Condvar) {
-        &self.beds[(batch % BEDS as u64) as usize]
-    }
-
-    /// Waits until every batch before `batch` has been placed; `false` if one of them failed.
-    pub(super) fn wait_turn(&self, batch: u64) -> bool {
-        let (bed, woken) = self.bed(batch);
-        let waits =
-            |_: &mut ()| self.turn.load(Ordering::Acquire) != batch && !self.failed.load(Ordering::Acquire);
-        let _guard = woken.wait_while(lock(bed), waits).unwrap_or_else(PoisonError::into_inner);
-        self.is_turn(batch)
-    }
-
-    pub(super) fn pass_turn(&self) {
-        let next = self.turn.load(Ordering::Relaxed) + 1;
-        self.turn.store(next, Ordering::Release);
-        let (bed, woken) = self.bed(next);
-        // Whoever has looked before the store holds the lock until he sleeps; whoever looks later sees it.
-        drop(lock(bed));
-        woken.notify_all();
+    /// Whether a blob has this chunk: one that is known stays known.
+    pub(super) fn is_known(&self, key: &ChunkKey) -> bool {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
     /// Stops all workers; the first reason is kept.
     pub(super) fn fail(&self, error: ChunkError) {
         lock(&self.failure).get_or_insert(error);
         self.failed.store(true, Ordering::Release);
-        for (bed, woken) in &self.beds {
-            // As in `pass_turn`.
-            drop(lock(bed));
-            woken.notify_all();
-        }
+        self.placing.wake();
+        self.naming.wake();
     }
 
     /// The path of a file for messages.
@@ -167,12 +144,13 @@ pub fn convert(mut job: Job<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Conv
         file: BlobFile::create(job.blob_dir)?,
         progress,
         plan: Mutex::new(Plan::new(sizes, job.format.chunk_size)),
-        turn: AtomicU64::new(0),
-        beds: Default::default(),
+        placing: Turn::default(),
+        naming: Turn::default(),
         ordered: Mutex::new(Ordered {
             placer: Placer::new(job.format, job.own),
             contents: vec![Vec::new(); job.files.len()],
         }),
+        name: Mutex::default(),
         known: RwLock::new(std::mem::take(&mut job.known)),
         failure: Mutex::new(None),
         failed: AtomicBool::new(false),
@@ -195,7 +173,8 @@ pub fn convert(mut job: Job<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Conv
     }
     let Ordered { placer, contents } = shared.ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
     let saved = placer.saved;
-    let blob = placer.close(shared.file);
+    let name = shared.name.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let blob = placer.close(shared.file, name);
     Ok(Converted { blob, contents, saved })
 }
 

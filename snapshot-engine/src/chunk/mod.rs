@@ -1,19 +1,21 @@
 //! Files become chunks, chunks become a blob.
 //!
 //! ```text
-//! plan:     | batch 0: 60 small files | batch 1: 4 MiB of a big one | batch 2 | ...      (tree order)
-//! workers:   claim -> read (io_uring) -> digest, compress -> wait for the turn -> dedup, place, hash -> write
-//!            \______________ in parallel ______________/     \_____ in order, short _____/     \ in parallel /
+//! plan:     | batch 0: 60 small files | batch 1: 1 MiB of a big one | batch 2 | ...      (tree order)
+//! workers:   claim -> read (io_uring) -> digest, compress -> dedup, place -> write -> hash
+//!            \______________ in parallel ______________/     \_ in order _/ parallel \ in order
 //! ```
 //!
 //! The order of the chunks, and with it the blob's bytes and id, depends on the tree alone, not on the number of workers.
-//! Memory is bounded by what the workers hold: two batches each, there is no other queue. A worker whose batch waits for its turn makes the next one ready; who is further ahead
-//! sleeps.
+//! Placing is a matter of microseconds. Hashing is the blob's SHA-256, which takes as long as all else together when nothing is compressed: a worker hashes a batch of
+//! its own, out of its core's cache, and others read, compress and write meanwhile. Memory is bounded by what the workers hold: two batches each, there is no other queue. A worker whose
+//! batches wait for their turns makes the next one ready; who is further ahead sleeps.
 
 pub mod blob;
 pub mod codec;
 pub mod convert;
 pub mod plan;
+mod turn;
 mod worker;
 
 use std::io;

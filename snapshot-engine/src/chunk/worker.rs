@@ -1,47 +1,57 @@
 //! One worker: batches from reading to writing.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::PoisonError;
 
 use rustix::fs::SeekFrom;
+use sha2::Digest as _;
 
 use crate::kernel::descent::Opener;
 use crate::kernel::uring::{Buf, Ring};
 use crate::kernel::{holes, writeback};
-use crate::model::chunk::{ChunkDigest, ChunkRef};
+use crate::model::chunk::ChunkDigest;
 
 use super::ChunkError;
-use super::codec::{Encoder, digest};
+use super::codec::{Encoder, Scratch, digest};
 use super::convert::{Shared, lock};
 use super::plan::{BATCH_CHUNKS, SMALL, Unit, large_buffers};
 
-/// Where a chunk's raw bytes are.
-enum Raw {
+/// Where a chunk's bytes are, as they are to be stored. A buffer is given back as soon as they are not needed, so that the next batch finds it in the core's cache.
+enum Data {
     Small(Buf),
     Large(Buf),
     /// In a hole: zeros, never read.
     Hole,
+    /// Compressed, in the batch's scratch.
+    Packed(Range<usize>),
+    /// Nowhere: a blob has them already.
+    Known,
 }
 
 /// A chunk on its way.
 struct Piece {
     unit: Unit,
-    raw: Raw,
+    data: Data,
     digest: ChunkDigest,
-    /// Its compressed form in the batch's scratch; `None` when it is stored raw, or known already.
-    packed: Option<std::ops::Range<usize>>,
+    /// What follows it in the blob; `None` while it has no place there, or when it needs none.
+    padding: Option<&'static [u8]>,
 }
 
-/// A batch that waits for its turn.
-struct Ready {
+/// A batch that is read and compressed.
+struct Batch {
     number: u64,
     pieces: Vec<Piece>,
-    scratch: Vec<u8>,
+    scratch: Scratch,
+    /// Its chunks have their places, from `start` on in the blob, and are written.
+    placed: bool,
+    start: u64,
 }
 
-/// Batches a worker holds: while one waits for its turn the next is made ready, so that a worker sleeps only when it is this far ahead. More would not fit into
+/// Batches a worker holds: while they wait for their turns the next is made ready, so that a worker sleeps only when it is this far ahead. More would not fit into
 /// its core's cache.
 pub(super) const HELD: usize = 2;
 
@@ -55,7 +65,7 @@ struct Worker<'a, 'b> {
     zero_digests: HashMap<usize, ChunkDigest>,
     opener: Opener<'a>,
     /// Memory of batches that are done, for others.
-    scratch: Vec<Vec<u8>>,
+    scratch: Vec<Scratch>,
 }
 
 pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
@@ -73,19 +83,28 @@ pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
         scratch: Vec::new(),
     };
     let mut units = Vec::with_capacity(BATCH_CHUNKS);
-    let mut held: VecDeque<Ready> = VecDeque::with_capacity(HELD);
+    let mut held: VecDeque<Batch> = VecDeque::with_capacity(HELD);
     loop {
+        // Hashing comes first: all else can be done by any number of workers, this by one, so that nothing is faster.
         if let Some(first) = held.front()
-            && shared.is_turn(first.number)
-            && let Some(first) = held.pop_front()
+            && first.placed
+            && shared.naming.is(first.number)
         {
-            worker.place_and_write(first)?;
+            worker.hash(first);
+            held.pop_front().into_iter().for_each(|done| worker.release(done));
+        } else if let Some(batch) = held.iter_mut().find(|batch| !batch.placed)
+            && shared.placing.is(batch.number)
+        {
+            worker.place(batch)?;
+            worker.write(batch)?;
         } else if held.len() < HELD
             && let Some(number) = shared.claim(&mut units)
         {
             held.push_back(worker.make_ready(number, &units)?);
         } else if let Some(first) = held.front() {
-            if !shared.wait_turn(first.number) {
+            // The first of all batches that are not done has both turns, so its worker never waits.
+            let turn = if first.placed { &shared.naming } else { &shared.placing };
+            if !turn.wait(first.number, &shared.failed) {
                 return Ok(());
             }
         } else {
@@ -96,18 +115,19 @@ pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
 
 impl Worker<'_, '_> {
     /// All of a batch that can be done out of turn.
-    fn make_ready(&mut self, number: u64, units: &[Unit]) -> Result<Ready, ChunkError> {
+    fn make_ready(&mut self, number: u64, units: &[Unit]) -> Result<Batch, ChunkError> {
         let mut scratch = self.scratch.pop().unwrap_or_default();
+        scratch.clear();
         let mut pieces = self.read(units)?;
         self.prepare(&mut pieces, &mut scratch)?;
-        Ok(Ready { number, pieces, scratch })
+        Ok(Batch { number, pieces, scratch, placed: false, start: 0 })
     }
 
     /// Opens the files of a batch and reads them, all requests in flight at once.
     fn read(&mut self, units: &[Unit]) -> Result<Vec<Piece>, ChunkError> {
         let mut fds: Vec<(usize, OwnedFd)> = Vec::with_capacity(units.len());
         let mut holes = Holes::default();
-        let mut pieces: Vec<Option<Raw>> = Vec::with_capacity(units.len());
+        let mut pieces: Vec<Option<Data>> = Vec::with_capacity(units.len());
         for (i, unit) in units.iter().enumerate() {
             if fds.last().is_none_or(|(file, _)| *file != unit.file) {
                 let fd = self.open(unit.file)?;
@@ -117,7 +137,7 @@ impl Worker<'_, '_> {
             let Some((_, fd)) = fds.last() else { return Err(ChunkError::Worker) };
             let failed = |source| ChunkError::Read { path: self.shared.path(unit.file), source };
             if self.shared.job.files[unit.file].sparse && holes.covers(fd, unit).map_err(failed)? {
-                pieces.push(Some(Raw::Hole));
+                pieces.push(Some(Data::Hole));
                 continue;
             }
             let ring = if unit.len > SMALL { &mut self.large } else { &mut self.small };
@@ -128,15 +148,15 @@ impl Worker<'_, '_> {
         }
         self.large.submit().map_err(ChunkError::Ring)?;
         self.small.submit().map_err(ChunkError::Ring)?;
-        reap(self.shared, &mut self.small, units, &fds, &mut pieces, Raw::Small)?;
-        reap(self.shared, &mut self.large, units, &fds, &mut pieces, Raw::Large)?;
+        reap(self.shared, &mut self.small, units, &fds, &mut pieces, Data::Small)?;
+        reap(self.shared, &mut self.large, units, &fds, &mut pieces, Data::Large)?;
         let none = ChunkDigest([0; 32]);
         units
             .iter()
             .zip(pieces)
-            .map(|(unit, raw)| {
-                let raw = raw.ok_or(ChunkError::Worker)?;
-                Ok(Piece { unit: *unit, raw, digest: none, packed: None })
+            .map(|(unit, data)| {
+                let data = data.ok_or(ChunkError::Worker)?;
+                Ok(Piece { unit: *unit, data, digest: none, padding: None })
             })
             .collect()
     }
@@ -158,22 +178,51 @@ impl Worker<'_, '_> {
         Ok(fd)
     }
 
+    /// The bytes of a piece.
+    fn bytes<'c>(&'c self, piece: &'c Piece, scratch: &'c Scratch) -> &'c [u8] {
+        let len = piece.unit.len;
+        match &piece.data {
+            Data::Small(buf) => &self.small.bytes(buf)[..len],
+            Data::Large(buf) => &self.large.bytes(buf)[..len],
+            Data::Hole => &self.zeros[..len],
+            Data::Packed(range) => scratch.bytes(range),
+            Data::Known => &[],
+        }
+    }
+
+    /// Gives back the buffer of what is not needed any more.
+    fn let_go(&mut self, data: Data) {
+        match data {
+            Data::Small(buf) => self.small.release(buf),
+            Data::Large(buf) => self.large.release(buf),
+            Data::Hole | Data::Packed(_) | Data::Known => {}
+        }
+    }
+
+    fn release(&mut self, batch: Batch) {
+        for piece in batch.pieces {
+            self.let_go(piece.data);
+        }
+        self.scratch.push(batch.scratch);
+    }
+
     /// Digests and compresses.
-    fn prepare(&mut self, pieces: &mut [Piece], scratch: &mut Vec<u8>) -> Result<(), ChunkError> {
+    fn prepare(&mut self, pieces: &mut [Piece], scratch: &mut Scratch) -> Result<(), ChunkError> {
         let digester = self.shared.job.format.digester;
-        scratch.clear();
         for piece in pieces {
             let len = piece.unit.len;
-            if matches!(piece.raw, Raw::Hole) && self.zeros.is_empty() {
-                self.zeros.resize(self.shared.job.format.chunk_size.bytes() as usize, 0);
-            }
-            let data = match &piece.raw {
-                Raw::Small(buf) => &self.small.bytes(buf)[..len],
-                Raw::Large(buf) => &self.large.bytes(buf)[..len],
-                Raw::Hole => &self.zeros[..len],
+            let data = match &piece.data {
+                Data::Small(buf) => &self.small.bytes(buf)[..len],
+                Data::Large(buf) => &self.large.bytes(buf)[..len],
+                _ => {
+                    if self.zeros.is_empty() {
+                        self.zeros.resize(self.shared.job.format.chunk_size.bytes() as usize, 0);
+                    }
+                    &self.zeros[..len]
+                }
             };
-            piece.digest = match &piece.raw {
-                Raw::Hole => {
+            piece.digest = match &piece.data {
+                Data::Hole => {
                     // A batch of hostile sparse files may have any number of lengths.
                     if self.zero_digests.len() > 1024 {
                         self.zero_digests.clear();
@@ -182,69 +231,76 @@ impl Worker<'_, '_> {
                 }
                 _ => digest(digester, data),
             };
-            // What is in the blob already need not be compressed. Only chunks of earlier turns are known, so this
-            // saves work and decides nothing.
-            let known = self.shared.known.read().unwrap_or_else(PoisonError::into_inner);
-            if known.contains_key(&(piece.digest, len as u32)) {
-                continue;
-            }
-            drop(known);
-            let start = scratch.len();
-            if self.encoder.encode(data, scratch).map_err(ChunkError::Compress)? {
-                piece.packed = Some(start..scratch.len());
-            }
-        }
-        Ok(())
-    }
-
-    /// In turn: decides which chunks are new and where they go; then, out of turn, writes them.
-    fn place_and_write(&mut self, batch: Ready) -> Result<(), ChunkError> {
-        self.place(&batch)?;
-        for piece in batch.pieces {
-            match piece.raw {
-                Raw::Small(buf) => self.small.release(buf),
-                Raw::Large(buf) => self.large.release(buf),
-                Raw::Hole => {}
-            }
-        }
-        self.scratch.push(batch.scratch);
-        Ok(())
-    }
-
-    fn place(&self, Ready { pieces, scratch, .. }: &Ready) -> Result<(), ChunkError> {
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(2 * pieces.len());
-        let mut bytes = 0;
-        let mut ordered = lock(&self.shared.ordered);
-        let start = ordered.placer.offset();
-        for piece in pieces {
-            let len = piece.unit.len;
-            bytes += len as u64;
-            let key = (piece.digest, len as u32);
-            let found: Option<ChunkRef> =
-                self.shared.known.read().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-            let name = if let Some(name) = found {
-                ordered.placer.saved += len as u64;
-                name
+            // What is in a blob already need not be compressed, nor kept. Known chunks stay known.
+            let other = if self.shared.is_known(&(piece.digest, len as u32)) {
+                Data::Known
+            } else if let Some(packed) = self.encoder.encode(data, scratch).map_err(ChunkError::Compress)? {
+                Data::Packed(packed)
             } else {
-                let data = match (&piece.packed, &piece.raw) {
-                    (Some(packed), _) => &scratch[packed.clone()],
-                    (None, Raw::Small(buf)) => &self.small.bytes(buf)[..len],
-                    (None, Raw::Large(buf)) => &self.large.bytes(buf)[..len],
-                    (None, Raw::Hole) => &self.zeros[..len],
-                };
-                let (name, padding) = ordered.placer.place(piece.digest, len as u32, data)?;
-                slices.push(IoSlice::new(data));
-                slices.push(IoSlice::new(padding));
-                self.shared.known.write().unwrap_or_else(PoisonError::into_inner).insert(key, name);
-                name
+                continue;
             };
-            let content = ordered.contents.get_mut(piece.unit.file).ok_or(ChunkError::Worker)?;
-            content.push(name);
+            let raw = std::mem::replace(&mut piece.data, other);
+            self.let_go(raw);
         }
+        Ok(())
+    }
+
+    /// In turn: decides which chunks are new, and where they go.
+    fn place(&self, batch: &mut Batch) -> Result<(), ChunkError> {
+        let mut ordered = lock(&self.shared.ordered);
+        batch.start = ordered.placer.offset();
+        let mut known = self.shared.known.write().unwrap_or_else(PoisonError::into_inner);
+        for piece in &mut batch.pieces {
+            let len = piece.unit.len as u32;
+            let name = match known.entry((piece.digest, len)) {
+                Entry::Occupied(found) => {
+                    ordered.placer.saved += u64::from(len);
+                    *found.get()
+                }
+                Entry::Vacant(free) => {
+                    let stored = match &piece.data {
+                        Data::Packed(range) => range.len() as u32,
+                        Data::Small(_) | Data::Large(_) | Data::Hole => len,
+                        Data::Known => return Err(ChunkError::Worker),
+                    };
+                    let (name, padding) = ordered.placer.place(piece.digest, len, stored)?;
+                    piece.padding = Some(padding);
+                    *free.insert(name)
+                }
+            };
+            ordered.contents.get_mut(piece.unit.file).ok_or(ChunkError::Worker)?.push(name);
+        }
+        drop(known);
         drop(ordered);
-        self.shared.pass_turn();
-        (self.shared.progress)(bytes);
-        self.shared.file.write(&mut slices, start)
+        batch.placed = true;
+        self.shared.placing.pass();
+        Ok(())
+    }
+
+    /// What of a placed batch the blob has, in its order.
+    fn stored<'c>(&'c self, batch: &'c Batch) -> impl Iterator<Item = &'c [u8]> {
+        batch
+            .pieces
+            .iter()
+            .filter_map(|piece| Some([self.bytes(piece, &batch.scratch), piece.padding?]))
+            .flatten()
+    }
+
+    /// Out of turn: writes what has its place.
+    fn write(&self, batch: &Batch) -> Result<(), ChunkError> {
+        let mut slices: Vec<IoSlice<'_>> = self.stored(batch).map(IoSlice::new).collect();
+        self.shared.file.write(&mut slices, batch.start)
+    }
+
+    /// In turn: adds it to the blob's name.
+    fn hash(&self, batch: &Batch) {
+        let mut name = lock(&self.shared.name);
+        for bytes in self.stored(batch) {
+            name.update(bytes);
+        }
+        drop(name);
+        self.shared.naming.pass();
+        (self.shared.progress)(batch.pieces.iter().map(|piece| piece.unit.len as u64).sum());
     }
 }
 
@@ -254,8 +310,8 @@ fn reap(
     ring: &mut Ring,
     units: &[Unit],
     fds: &[(usize, OwnedFd)],
-    pieces: &mut [Option<Raw>],
-    wrap: fn(Buf) -> Raw,
+    pieces: &mut [Option<Data>],
+    wrap: fn(Buf) -> Data,
 ) -> Result<(), ChunkError> {
     let mut done: HashMap<usize, usize> = HashMap::new();
     while ring.in_flight() > 0 {
