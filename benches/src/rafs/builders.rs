@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use sha2::{Digest as _, Sha256};
 use snapshot_engine::chunk::blob::Known;
-use snapshot_engine::image::layer::{self, Options, Source};
+use snapshot_engine::image::layer::{self, Options};
 use snapshot_engine::kernel::uring::Ring;
 use snapshot_engine::model::chunk::{BlobIndex, ChunkSize, Format};
 use snapshot_engine::model::overlay::{self, Namespaces};
@@ -194,7 +194,8 @@ fn ours(source: &Path, out: &Path, compressor: &str, workers: usize) -> Result<(
     let format =
         Format { compressor: compressor.parse()?, chunk_size: ChunkSize::new(1 << 20)?, ..Format::default() };
     let options = Options { format, namespaces: Namespaces::Trusted, workers, sync: false };
-    let made = layer::convert(Source::of(source), out, Known::default(), BlobIndex(0), options, &Silent)?;
+    let walked = layer::walk(source, None, options)?;
+    let made = layer::convert(walked, None, out, Known::default(), BlobIndex(0), options, &Silent)?;
     let tree = overlay::merge(None, [made.tree], Namespaces::Trusted)?;
     let blob = made.blob.map(|open| open.finish(options.sync)).transpose()?;
     let blobs: Vec<_> = blob.into_iter().map(|(blob, _)| blob).collect();

@@ -103,7 +103,7 @@ impl Shadow {
     pub(super) fn settled(&self, frozen: &Path, files: Vec<Recognised>) -> Option<Settled> {
         let realm = self.judge.as_ref()?.realm.clone();
         let root = Dir::open(frozen).and_then(|dir| stat_fd(dir.as_fd())).ok()?;
-        Some(Settled { realm, frozen: Place::from(&root), files: files.into_iter().collect() })
+        Some(Settled::new(realm, Place::from(&root), files))
     }
 }
 

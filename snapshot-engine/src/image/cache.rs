@@ -22,7 +22,7 @@ use crate::chunk::blob::Known;
 use crate::model::chunk::{BlobId, BlobIndex, Format};
 use crate::model::overlay::Namespaces;
 
-use super::layer::{self, Layer, Options, Source};
+use super::layer::{self, Layer, Options};
 use super::sealed::{self, Magic};
 use super::{ImageError, Progress};
 
@@ -80,7 +80,7 @@ impl Cache {
     /// The layer of a lower directory, from the cache or converted into it.
     ///
     /// # Errors
-    /// As [`layer::convert`], or when the cache cannot be written.
+    /// As [`layer::walk`] and [`layer::convert`], or when the cache cannot be written.
     pub fn layer(
         &self,
         lower: &Path,
@@ -93,8 +93,8 @@ impl Cache {
         if let Some(cached) = self.load(&entry, options) {
             return Ok(cached);
         }
-        let source = Source::of(lower);
-        let new = layer::convert(source, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
+        let walked = layer::walk(lower, None, options)?;
+        let new = layer::convert(walked, None, &self.blobs(), Known::new(), BlobIndex(0), options, progress)?;
         let (blob, blob_path) = new.blob.map(|open| open.finish(options.sync)).transpose()?.unzip();
         let layer = Layer { tree: new.tree, blob };
         sealed::write(&entry, MAGIC, &layer, options.sync)

@@ -37,7 +37,7 @@ const MOST_BLOBS: usize = 32;
 /// The most chunks that are remembered: 2 TiB of files in chunks of 1 MiB. Larger layers are read whole.
 const MOST_CHUNKS: usize = 1 << 21;
 
-const SETTLED: &Magic = b"snapshot-files 1";
+const SETTLED: &Magic = b"snapshot-files 2";
 const MEMORY: &Magic = b"snapshot-known 2";
 
 /// Where a snapshot keeps what it takes to build on another, and to be built on.
@@ -88,8 +88,8 @@ struct Memory {
 pub struct Earlier {
     /// Its blobs that are worth referring to, and where they are.
     pub(super) blobs: Vec<(Blob, PathBuf)>,
-    /// Which of `chunks` a frozen file has, by its inode number.
-    files: HashMap<u64, Range<usize>>,
+    /// Which of `chunks` a frozen file has, by its inode number and in its order.
+    files: Vec<(u64, Range<usize>)>,
     /// Positions in `keys`.
     chunks: Vec<u32>,
     keys: Vec<ChunkKey>,
@@ -98,7 +98,8 @@ pub struct Earlier {
 impl Earlier {
     /// The content of a file that need not be read. The chunks must be among the known ones.
     pub(super) fn content(&self, source: &Source, known: &Known) -> Option<Vec<ChunkRef>> {
-        let chunks = self.chunks.get(self.files.get(&source.ino)?.clone())?;
+        let at = self.files.binary_search_by_key(&source.ino, |(ino, _)| *ino).ok()?;
+        let chunks = self.chunks.get(self.files[at].1.clone())?;
         let mut size = 0;
         let mut names = Vec::with_capacity(chunks.len());
         for at in chunks {
@@ -111,8 +112,20 @@ impl Earlier {
 }
 
 impl Incremental {
+    /// What the cut says of the files of this very upper, and what an earlier image has of them.
+    pub(super) fn find(
+        &self,
+        upper: &Path,
+        format: Format,
+        dirs: &[&Path],
+    ) -> Option<(Settled, Option<Earlier>)> {
+        let settled = self.settled(upper)?;
+        let earlier = self.load(&settled, format, dirs);
+        Some((settled, earlier))
+    }
+
     /// What the cut says of the files of this very upper.
-    pub(super) fn settled(&self, upper: &Path) -> Option<Settled> {
+    fn settled(&self, upper: &Path) -> Option<Settled> {
         let settled: Settled = sealed::read(&self.settled, SETTLED)?;
         let root = Dir::open(upper).and_then(|dir| stat_fd(dir.as_fd())).ok()?;
         // A copy of the frozen upperdir has other inode numbers.
@@ -120,7 +133,7 @@ impl Incremental {
     }
 
     /// The earlier image, if there is one that was made the same way and has all its blobs; they are looked for in `dirs` too.
-    pub(super) fn load(&self, settled: &Settled, format: Format, dirs: &[&Path]) -> Option<Earlier> {
+    fn load(&self, settled: &Settled, format: Format, dirs: &[&Path]) -> Option<Earlier> {
         let memory: Memory = sealed::read(&self.earlier, MEMORY)?;
         if memory.realm != settled.realm || memory.format != format {
             return None;
@@ -134,22 +147,27 @@ impl Incremental {
             places.push(place?);
         }
         let Memory { blobs, others, chunks, .. } = memory;
-        let mut by_identity = HashMap::with_capacity(memory.files.len());
         let mut end = 0;
+        let mut earlier: Vec<(&Identity, Range<usize>)> = Vec::with_capacity(memory.files.len());
         for (identity, count) in &memory.files {
             let start = end;
             end += *count as usize;
-            by_identity.insert(identity, start..end);
+            earlier.push((identity, start..end));
         }
-        let of_file = |(ino, identity): (&u64, &Identity)| Some((*ino, by_identity.get(identity)?.clone()));
-        let files: HashMap<u64, Range<usize>> = settled.files.iter().filter_map(of_file).collect();
+        // Sorted and searched: of hundreds of thousands of files, tables of hashes would take longer to make than the tree to walk.
+        earlier.sort_unstable_by_key(|(identity, _)| **identity);
+        let of_file = |(ino, identity): &(u64, Identity)| {
+            let at = earlier.binary_search_by_key(identity, |(identity, _)| **identity).ok()?;
+            Some((*ino, earlier[at].1.clone()))
+        };
+        let files: Vec<_> = settled.files().iter().filter_map(of_file).collect();
         let mut keys: Vec<ChunkKey> = Vec::new();
         for kept in &blobs {
             keys.extend(kept.blob.chunks.iter().map(|chunk| (chunk.digest, chunk.size)));
         }
         keys.extend(others);
         let mut wanted = vec![false; keys.len()];
-        for at in files.values().filter_map(|range| chunks.get(range.clone())).flatten() {
+        for at in files.iter().filter_map(|(_, range)| chunks.get(range.clone())).flatten() {
             *wanted.get_mut(*at as usize)? = true;
         }
         let mut rest = wanted.as_slice();
@@ -218,7 +236,7 @@ fn memory(
         u32::try_from(at).ok()
     };
     let chunks = contents.chunks.iter().map(&mut place).collect::<Option<_>>()?;
-    let file = |(ino, count): &(u64, u32)| Some((*settled.files.get(ino)?, *count));
+    let file = |(ino, count): &(u64, u32)| Some((*settled.identity(*ino)?, *count));
     let files = contents.files.iter().map(file).collect::<Option<_>>()?;
     Some(Memory { realm: settled.realm.clone(), format, blobs, others, files, chunks })
 }

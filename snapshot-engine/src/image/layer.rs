@@ -12,6 +12,7 @@ use crate::model::overlay::Namespaces;
 use crate::model::tree::{Kind, NodeId, Tree};
 
 use super::earlier::Earlier;
+pub use super::walk::Walked;
 use super::{ImageError, Progress, walk};
 
 /// A converted directory. Overlayfs' marks are still on it.
@@ -21,25 +22,6 @@ pub struct Layer {
     pub tree: Tree,
     /// The blob made of it.
     pub blob: Option<Blob>,
-}
-
-/// What to convert.
-#[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
-    /// The directory.
-    pub dir: &'a Path,
-    /// What is left out of it.
-    pub without: Option<&'a PathGlobs>,
-    /// What an earlier image has of it.
-    pub earlier: Option<&'a Earlier>,
-}
-
-impl<'a> Source<'a> {
-    /// All of a directory, of which nothing is known.
-    #[must_use]
-    pub fn of(dir: &'a Path) -> Source<'a> {
-        Source { dir, without: None, earlier: None }
-    }
 }
 
 /// How to convert.
@@ -95,21 +77,28 @@ impl Conversion {
     }
 }
 
+/// Walks a directory, but for what is to be left out of it. Files are not opened.
+///
+/// # Errors
+/// When the tree cannot be read.
+pub fn walk(dir: &Path, without: Option<&PathGlobs>, options: Options) -> Result<Walked, ImageError> {
+    walk::walk(dir, options.format.chunk_size, options.namespaces, options.workers, without)
+}
+
 /// Converts a directory. Chunks in `known` are referred to, new ones go into a blob in `blob_dir` that the tree calls `own`. Of files that an earlier
 /// image has, those with all their chunks in `known` are not read.
 ///
 /// # Errors
-/// When the tree cannot be read, changes meanwhile, or the blob cannot be written; then no blob is left behind.
+/// When a file cannot be read or is not what the walk saw, or the blob cannot be written; then no blob is left behind.
 pub fn convert(
-    source: Source<'_>,
+    walked: Walked,
+    earlier: Option<&Earlier>,
     blob_dir: &Path,
     known: Known,
     own: BlobIndex,
     options: Options,
     progress: &dyn Progress,
 ) -> Result<Conversion, ImageError> {
-    let Source { dir, without, earlier } = source;
-    let walked = walk::walk(dir, options.format.chunk_size, options.namespaces, options.workers, without)?;
     let mut tree = walked.tree;
     let mut fill = |id: NodeId, chunks| {
         if let Some(Kind::File(content)) = tree.get_mut(id).map(|node| &mut node.kind) {

@@ -20,6 +20,9 @@ const BOOTSTRAP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Where the snapshotter looks for the bootstrap in its layer.
 const BOOTSTRAP_NAME: &str = "image/image.boot";
 
+/// Bytes of a bootstrap that are compressed together: one of some megabytes is to keep all cores busy, because nothing else is left to do.
+const BLOCK: usize = 512 << 10;
+
 /// A blob to put into the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobLayer {
@@ -44,7 +47,7 @@ pub fn layers(
     let mut layers: Vec<Layer> = blobs.iter().map(blob).collect();
     let mut stored = Vec::new();
     let tar = |to: &mut Blocks| bootstrap_tar(bootstrap, to);
-    let (packed, ()) = pack(&mut stored, LayerCompression::Gzip, workers, tar).map_err(|failed| {
+    let (packed, ()) = pack(&mut stored, LayerCompression::Gzip, BLOCK, workers, tar).map_err(|failed| {
         let (Failed::Produce(source) | Failed::Write(source)) = failed;
         ImageError::io("pack", Path::new(BOOTSTRAP_NAME))(source)
     })?;

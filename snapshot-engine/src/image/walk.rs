@@ -28,7 +28,7 @@ const MAX_BYTES: u64 = 1 << 30;
 const MAX_CHUNKS: u64 = 1 << 25;
 
 /// A walked tree.
-pub(super) struct Walked {
+pub struct Walked {
     pub(super) root: Dir,
     pub(super) tree: Tree,
     /// Its directories.

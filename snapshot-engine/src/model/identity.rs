@@ -8,14 +8,12 @@
 //! The change time is the kernel's own: who may write a file can set its modification time, and not this one. What it does not
 //! tell by itself, and who therefore must not have an identity, is said where they are made (`capture::settled`).
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::inode::Stat;
 
 /// A regular file of a live upperdir at a cut. Equal ones of two cuts in one [`Realm`] had the same content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Identity {
     /// Its inode number.
     pub ino: u64,
@@ -70,6 +68,27 @@ pub struct Settled {
     pub realm: Realm,
     /// The frozen upperdir's root: inode numbers below are of this very tree, not of a copy of it.
     pub frozen: Place,
-    /// By the inode number of the frozen file.
-    pub files: HashMap<u64, Identity>,
+    /// By the inode number of the frozen file, in its order.
+    files: Vec<(u64, Identity)>,
+}
+
+impl Settled {
+    /// Of files of the tree at `frozen`, by their inode numbers there, each once.
+    #[must_use]
+    pub fn new(realm: Realm, frozen: Place, mut files: Vec<(u64, Identity)>) -> Settled {
+        files.sort_unstable_by_key(|(ino, _)| *ino);
+        Settled { realm, frozen, files }
+    }
+
+    /// The files, by inode number.
+    #[must_use]
+    pub fn files(&self) -> &[(u64, Identity)] {
+        &self.files
+    }
+
+    /// The original of a frozen file.
+    #[must_use]
+    pub fn identity(&self, ino: u64) -> Option<&Identity> {
+        self.files.binary_search_by_key(&ino, |(ino, _)| *ino).ok().map(|at| &self.files[at].1)
+    }
 }

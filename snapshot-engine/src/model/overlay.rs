@@ -12,7 +12,7 @@
 //! Views share unchanged subtrees. A hand-made redirect can therefore show one directory at several
 //! places; the last step gives each its own copy, and bounds how many there may be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::tree::{Kind, Name, Node, NodeId, Tree, TreeError, Xattrs};
 
@@ -264,7 +264,7 @@ impl Merger {
     fn finish(mut self, most: usize) -> Result<Tree, OverlayError> {
         let root = self.view.ok_or(OverlayError::NoLayers)?;
         let mut out: Vec<Node> = Vec::new();
-        let mut copied: HashMap<NodeId, NodeId> = HashMap::new();
+        let mut copied: Vec<Option<NodeId>> = vec![None; self.nodes.len()];
         let mut todo = vec![(root, out.len())];
         out.push(self.shell(root));
         while let Some((from, to)) = todo.pop() {
@@ -272,8 +272,8 @@ impl Merger {
             for named in names.values_mut() {
                 let id = *named;
                 let is_dir = self.children(id).is_some();
-                let new = match copied.get(&id) {
-                    Some(new) if !is_dir => *new,
+                let new = match copied[id.index()] {
+                    Some(new) if !is_dir => new,
                     _ => {
                         if out.len() >= most {
                             return Err(OverlayError::TooLarge);
@@ -286,7 +286,7 @@ impl Merger {
                             let empty = Node { meta: Default::default(), kind: Kind::Fifo };
                             out.push(std::mem::replace(&mut self.nodes[id.index()], empty));
                         }
-                        copied.insert(id, new);
+                        copied[id.index()] = Some(new);
                         new
                     }
                 };

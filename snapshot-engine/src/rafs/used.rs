@@ -79,7 +79,10 @@ impl<'a> Used<'a> {
                 offset += want;
             }
         }
-        used.chunks.sort_unstable_by_key(|used| (used.digest, used.number, used.chunk.index));
+        // The first bytes decide nearly always, and two numbers are compared faster than two digests.
+        let first = |digest: &ChunkDigest| digest.0.first_chunk().copied().map(u64::from_be_bytes);
+        used.chunks
+            .sort_unstable_by_key(|used| (first(&used.digest), used.digest, used.number, used.chunk.index));
         Ok(used)
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::contents::Contents;
-use super::pack::{Failed, Packed, pack};
+use super::pack::{BLOCK, Failed, Packed, pack};
 use super::stream::{self, Written};
 use crate::image::cache::{Cache, Key};
 use crate::image::oci::{Bytes, Layer};
@@ -172,8 +172,9 @@ impl<'a> Layers<'a> {
             .map_err(ImageError::io("create a file in", dir))?;
         let Options { compression, workers, sync, .. } = self.options;
         let contents = Contents::new(walked);
-        let packed =
-            pack(file.as_file(), compression, workers, |to| stream::write(&set, contents, to, &advance));
+        let packed = pack(file.as_file(), compression, BLOCK, workers, |to| {
+            stream::write(&set, contents, to, &advance)
+        });
         let (packed, written) = packed.map_err(|failed| match failed {
             Failed::Produce(e) => e,
             Failed::Write(source) => {

@@ -1,7 +1,7 @@
 //! A stream of bytes to a layer's: both digests in one pass, compressed on all cores, in memory of a fixed size.
 //!
 //! ```text
-//!   Blocks: 2 MiB each ─┬─► hasher: the diff-id                     in order
+//!   Blocks: 2 MiB or so ─┬─► hasher: the diff-id                     in order
 //!                       ├─► workers: compress one block each        out of order
 //!                       └─► writer: waits for each in turn, digest, file
 //! ```
@@ -20,8 +20,8 @@ use sha2::{Digest as _, Sha256};
 use crate::model::chunk::BlobId;
 use crate::model::format::{LayerCompression, ZstdLevel};
 
-/// Bytes of a block.
-const BLOCK: usize = 2 << 20;
+/// Bytes of a block of a layer. Each begins without what is before it: with more of them more cores find work, and the file gets larger.
+pub(super) const BLOCK: usize = 2 << 20;
 /// Id, method, no flags, no time, nothing about speed, an unknown system (RFC 1952).
 const GZIP_HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 /// An empty last block with fixed codes (RFC 1951).
@@ -57,6 +57,7 @@ type Work = (Arc<Vec<u8>>, Sender<io::Result<Piece>>);
 /// Where the stream is written to.
 pub(in crate::image) struct Blocks {
     block: Vec<u8>,
+    size: usize,
     raw: u64,
     hash: Sender<Arc<Vec<u8>>>,
     work: Sender<Work>,
@@ -65,7 +66,7 @@ pub(in crate::image) struct Blocks {
 
 impl Blocks {
     fn send(&mut self) -> io::Result<()> {
-        let block = Arc::new(std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK)));
+        let block = Arc::new(std::mem::replace(&mut self.block, Vec::with_capacity(self.size)));
         self.raw += block.len() as u64;
         let (reply, turn) = bounded(1);
         // A side that has ended says itself why.
@@ -78,9 +79,9 @@ impl Blocks {
 
 impl Write for Blocks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let fits = bytes.len().min(BLOCK - self.block.len());
+        let fits = bytes.len().min(self.size - self.block.len());
         self.block.extend_from_slice(&bytes[..fits]);
-        if self.block.len() == BLOCK {
+        if self.block.len() == self.size {
             self.send()?;
         }
         Ok(fits)
@@ -100,10 +101,11 @@ pub(in crate::image) enum Failed<E> {
     Write(io::Error),
 }
 
-/// Packs what `produce` writes into `to`; `workers` compress, 0 for one per CPU.
+/// Packs what `produce` writes into `to`, in blocks of so many bytes; `workers` compress, 0 for one per CPU.
 pub(in crate::image) fn pack<T, E>(
     to: impl Write + Send,
     compression: LayerCompression,
+    block: usize,
     workers: usize,
     produce: impl FnOnce(&mut Blocks) -> Result<T, E>,
 ) -> Result<(Packed, T), Failed<E>> {
@@ -127,7 +129,7 @@ pub(in crate::image) fn pack<T, E>(
         }
         drop(worked);
         let writer = scope.spawn(move || write(to, compression, &turned));
-        let mut blocks = Blocks { block: Vec::with_capacity(BLOCK), raw: 0, hash, work, turns };
+        let mut blocks = Blocks { block: Vec::with_capacity(block), size: block, raw: 0, hash, work, turns };
         let produced = produce(&mut blocks);
         // A stream of nothing is one empty block: no frame at all is no zstd stream.
         let sent = if blocks.block.is_empty() && blocks.raw > 0 { Ok(()) } else { blocks.send() };

@@ -26,7 +26,7 @@ fn content(len: usize) -> Vec<u8> {
 fn packed(bytes: &[u8], compression: LayerCompression, workers: usize, step: usize) -> (Packed, Vec<u8>) {
     let mut file = tempfile::tempfile().unwrap();
     let produce = |to: &mut Blocks| bytes.chunks(step).try_for_each(|part| to.write_all(part));
-    let (packed, ()) = pack(&file, compression, workers, produce).unwrap();
+    let (packed, ()) = pack(&file, compression, BLOCK, workers, produce).unwrap();
     let mut stored = Vec::new();
     io::Seek::rewind(&mut file).unwrap();
     file.read_to_end(&mut stored).unwrap();
@@ -76,9 +76,9 @@ fn whoever_fails_says_why_and_nobody_hangs() {
     let endless = |to: &mut Blocks| loop {
         to.write_all(&[7; 100_000])?;
     };
-    let failed = pack::<(), io::Error>(&full, LayerCompression::None, 2, endless).unwrap_err();
+    let failed = pack::<(), io::Error>(&full, LayerCompression::None, BLOCK, 2, endless).unwrap_err();
     assert!(matches!(failed, Failed::Write(e) if e.raw_os_error() == Some(libc::ENOSPC)));
     let file = tempfile::tempfile().unwrap();
-    let failed = pack::<(), &str>(&file, LayerCompression::Gzip, 2, |_| Err("why")).unwrap_err();
+    let failed = pack::<(), &str>(&file, LayerCompression::Gzip, BLOCK, 2, |_| Err("why")).unwrap_err();
     assert!(matches!(failed, Failed::Produce("why")));
 }
