@@ -12,7 +12,7 @@ use snapshot_engine::kernel::signals;
 #[command(name = "cargo xtask bench rafs")]
 struct Arguments {
     /// Turns; medians are over them
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     turns: usize,
     /// Only trees whose name contains this: mixed, small, 4 GiB, duplicates; may be given several times
     #[arg(long, value_name = "NAME")]

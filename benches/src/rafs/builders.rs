@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sha2::{Digest as _, Sha256};
 use snapshot_engine::chunk::blob::Known;
 use snapshot_engine::image::layer::{self, Options};
@@ -67,6 +68,9 @@ pub struct Cost {
     pub stored: u64,
 }
 
+/// How often it is looked how much memory a builder has.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
 /// The first argument of this very program when it is to build.
 const ARGUMENT: &str = "__build";
 
@@ -117,12 +121,11 @@ impl Builder {
             .spawn()
             .with_context(|| format!("{command:?}"))?;
         let pid = Pid::from_child(&child);
+        let ended = pidfd_open(pid, PidfdFlags::empty())?;
         let mut peak = 0;
-        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        // It stays a zombie, whose times can still be read.
-        while waitid(WaitId::Pid(pid), flags)?.is_none() {
+        // It stays a zombie, whose times can still be read. Looking at its memory takes time from it.
+        while poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&LOOK))? == 0 {
             peak = peak.max(resident(pid));
-            std::thread::sleep(Duration::from_millis(1));
         }
         let (wall, cpu) = (began.elapsed(), cpu(pid)?);
         let status = child.wait()?;

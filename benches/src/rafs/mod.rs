@@ -1,8 +1,8 @@
 //! `cargo xtask bench rafs`: how fast a tree becomes a RAFS image, against `nydus-image create` and against what the machine can do at best.
 //!
 //! ```text
-//! tree x compressor:  ours | nydus-image | ours | nydus-image | ...      page cache warm, a process each, in turns
-//! tree, none:         ours with 1 worker | with 2 | the limit            the same way
+//! tree x compressor:  nydus-image | ours | nydus-image | ours | ...      page cache warm, a process each, in turns
+//! tree, none:         ours | the limit | ... | ours with 1 worker | with 2        the same way
 //! tree, none:         a second image with 1 % changed | a whole one      the same way (`incremental`)
 //! ```
 //!
@@ -10,7 +10,7 @@
 //! blob's name and has no parallel form, so nothing is faster than it (`SHA-256 alone`). A seventh is BLAKE3, a fifth the copies out of the page cache and into it.
 //! What is compressed is bound by the compressor, which is the same one in both: with two processors half of nydus-image's time, since that uses one.
 //!
-//! Times are from the start of the process to its end, medians over the turns. The blob is not synced to disk, by neither.
+//! Times are from the start of the process to its end, medians over the turns; a ratio is the median of what each turn gives. The blob is not synced to disk, by neither.
 
 pub mod builders;
 mod incremental;
@@ -65,14 +65,15 @@ pub fn run(options: &Options) -> Result<Figures> {
         tree.make(&source)?;
         rustix::fs::sync();
         for compressor in COMPRESSORS.iter().filter(|name| chosen(&options.compressors, name)) {
-            let mut all = vec![Builder::Ours { workers: 0 }];
-            all.extend(nydus.clone().map(Builder::Nydus));
+            // Who is compared runs beside whom: the machine may be faster a minute later.
+            let mut all: Vec<Builder> = nydus.clone().map(Builder::Nydus).into_iter().collect();
+            all.push(Builder::Ours { workers: 0 });
             if *compressor == "none" {
                 all.extend([
-                    Builder::Ours { workers: 1 },
-                    Builder::Ours { workers: 2 },
                     Builder::Limit,
                     Builder::Name,
+                    Builder::Ours { workers: 1 },
+                    Builder::Ours { workers: 2 },
                 ]);
             }
             let mut costs: Vec<Vec<Cost>> = vec![Vec::new(); all.len()];
@@ -88,50 +89,29 @@ pub fn run(options: &Options) -> Result<Figures> {
                     rustix::fs::sync();
                 }
             }
-            let walls = report(&mut figures, tree, compressor, &all, &costs);
-            memory.extend(costs[0].iter().map(|cost| cost.peak));
-            let nydus_wall =
-                all.iter().position(|builder| matches!(builder, Builder::Nydus(_))).map(|at| walls[at]);
-            if let Some(nydus) = nydus_wall {
+            report(&mut figures, tree, compressor, &all, &costs);
+            let of = |wanted: &Builder| all.iter().position(|builder| builder == wanted).map(|at| &costs[at]);
+            let Some(ours) = of(&Builder::Ours { workers: 0 }) else { continue };
+            memory.extend(ours.iter().map(|cost| cost.peak));
+            let name = |what: &str| format!("{}, {compressor}: {what}", tree.name);
+            let theirs = nydus.clone().and_then(|program| of(&Builder::Nydus(program)));
+            if let Some(theirs) = theirs {
                 let wanted = if tree.small { "<= 0.50" } else { "<= 0.45" };
-                let ratio = walls[0] / nydus;
-                figures.ratio(
-                    &format!("{}, {compressor}: wall time / nydus-image's", tree.name),
-                    ratio,
-                    wanted,
-                );
+                figures.ratio(&name("wall time / nydus-image's"), wall(ours, theirs), wanted);
+                let cpu = ratio(ours, theirs, |cost| cost.cpu.as_secs_f64());
+                figures.ratio(&name("CPU time / nydus-image's"), cpu, "none");
             }
-            if *compressor == "none" {
-                let of =
-                    |wanted: &Builder| all.iter().position(|builder| builder == wanted).map(|at| walls[at]);
-                if let (Some(one), Some(two), Some(limit)) = (
-                    of(&Builder::Ours { workers: 1 }),
-                    of(&Builder::Ours { workers: 2 }),
-                    of(&Builder::Limit),
-                ) {
-                    figures.ratio(
-                        &format!("{}: speed with 2 workers / with 1", tree.name),
-                        one / two,
-                        ">= 1.8",
-                    );
-                    if let (Some(nydus), Some(name)) = (nydus_wall, of(&Builder::Name)) {
-                        figures.ratio(
-                            &format!("{}: the name alone / nydus-image's", tree.name),
-                            name / nydus,
-                            "none",
-                        );
-                        figures.ratio(
-                            &format!("{}: the name alone / a bare copy's and blake3's", tree.name),
-                            name / limit,
-                            "none",
-                        );
-                    }
-                    figures.ratio(
-                        &format!("{}: speed / a bare copy's and blake3's", tree.name),
-                        limit / walls[0],
-                        ">= 0.6",
-                    );
+            if let (Some(one), Some(two)) =
+                (of(&Builder::Ours { workers: 1 }), of(&Builder::Ours { workers: 2 }))
+            {
+                figures.ratio(&name("speed with 2 workers / with 1"), wall(one, two), ">= 1.8");
+            }
+            if let (Some(limit), Some(sha)) = (of(&Builder::Limit), of(&Builder::Name)) {
+                if let Some(theirs) = theirs {
+                    figures.ratio(&name("SHA-256 alone / nydus-image's"), wall(sha, theirs), "none");
                 }
+                figures.ratio(&name("SHA-256 alone / a bare copy's and BLAKE3's"), wall(sha, limit), "none");
+                figures.ratio(&name("speed / a bare copy's and BLAKE3's"), wall(limit, ours), ">= 0.6");
             }
         }
         if chosen(&options.compressors, "none")
@@ -163,23 +143,29 @@ fn again(figures: &mut Figures, tree: &Tree, source: &Path, place: &Path, turns:
             rustix::fs::sync();
         }
     }
-    let walls = report(figures, tree, "none", &all, &costs);
-    figures.ratio(&format!("{}: a second image / a whole one", tree.name), walls[1] / walls[0], "<= 0.05");
+    report(figures, tree, "none", &all, &costs);
+    let again = wall(&costs[1], &costs[0]);
+    figures.ratio(&format!("{}: a second image / a whole one", tree.name), again, "<= 0.05");
     Ok(())
 }
 
-/// Takes down what the builders of one tree and compressor cost; their median wall times.
-fn report(
-    figures: &mut Figures,
-    tree: &Tree,
-    compressor: &str,
-    all: &[Builder],
-    costs: &[Vec<Cost>],
-) -> Vec<f64> {
-    let mut walls = Vec::new();
+/// How much more one takes than another: the median over the turns, in each of which they ran side by side. The machine's speed changes from turn to turn by more than they
+/// differ.
+fn ratio(some: &[Cost], others: &[Cost], of: impl Fn(&Cost) -> f64) -> f64 {
+    let mut ratios: Vec<f64> = some.iter().zip(others).map(|(some, other)| of(some) / of(other)).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn wall(some: &[Cost], others: &[Cost]) -> f64 {
+    ratio(some, others, |cost| cost.wall.as_secs_f64())
+}
+
+/// Takes down what the builders of one tree and compressor cost.
+fn report(figures: &mut Figures, tree: &Tree, compressor: &str, all: &[Builder], costs: &[Vec<Cost>]) {
     for (builder, costs) in all.iter().zip(costs) {
         let name = format!("{}, {compressor}, {builder}", tree.name);
-        walls.push(figures.add(&name, "s", costs.iter().map(|cost| cost.wall.as_secs_f64()).collect()));
+        figures.add(&name, "s", costs.iter().map(|cost| cost.wall.as_secs_f64()).collect());
         figures.add(&format!("{name}: CPU"), "s", costs.iter().map(|cost| cost.cpu.as_secs_f64()).collect());
         let peaks = costs.iter().map(|cost| cost.peak as f64 / f64::from(1 << 20)).collect();
         figures.add(&format!("{name}: memory"), "MiB", peaks);
@@ -189,5 +175,4 @@ fn report(
             costs.iter().map(|cost| cost.stored as f64 / f64::from(1 << 20)).collect(),
         );
     }
-    walls
 }

@@ -157,7 +157,8 @@ fn merge_bounded(
     most: usize,
 ) -> Result<Tree, OverlayError> {
     let view = base.is_some().then_some(NodeId::ROOT);
-    let mut merger = Merger { nodes: base.map(Tree::into_nodes).unwrap_or_default(), view };
+    let mut merger =
+        Merger { nodes: base.map(Tree::into_nodes).unwrap_or_default(), view, redirected: false };
     for layer in layers {
         merger.step(layer, namespaces)?;
     }
@@ -169,6 +170,8 @@ struct Merger {
     nodes: Vec<Node>,
     /// The root of the merged view so far.
     view: Option<NodeId>,
+    /// A redirect has been followed: a directory may be at several places of the view.
+    redirected: bool,
 }
 
 impl Merger {
@@ -226,6 +229,7 @@ impl Merger {
                 match &self.nodes[id.index()].kind {
                     Kind::Dir(_) => {
                         let below = if mark.opaque { None } else { self.below(lower, name, mark) };
+                        self.redirected |= mark.redirect.is_some();
                         todo.push((id, below.filter(|id| self.children(*id).is_some())));
                     }
                     Kind::File(_) if mark.metacopy => {
@@ -268,7 +272,11 @@ impl Merger {
         let mut todo = vec![(root, out.len())];
         out.push(self.shell(root));
         while let Some((from, to)) = todo.pop() {
-            let mut names = self.children(from).cloned().unwrap_or_default();
+            let mut names = match self.nodes.get_mut(from.index()).map(|node| &mut node.kind) {
+                Some(Kind::Dir(names)) if self.redirected => names.clone(),
+                Some(Kind::Dir(names)) => std::mem::take(names),
+                _ => BTreeMap::new(),
+            };
             for named in names.values_mut() {
                 let id = *named;
                 let is_dir = self.children(id).is_some();
