@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sha2::{Digest as _, Sha256};
 use snapshot_engine::chunk::blob::Known;
@@ -124,7 +125,9 @@ impl Builder {
         let ended = pidfd_open(pid, PidfdFlags::empty())?;
         let mut peak = 0;
         // It stays a zombie, whose times can still be read. Looking at its memory takes time from it.
-        while poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&LOOK))? == 0 {
+        // A signal that stops us is seen when the builder has ended.
+        let waited = || poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&LOOK));
+        while retry_on_intr(waited)? == 0 {
             peak = peak.max(resident(pid));
         }
         let (wall, cpu) = (began.elapsed(), cpu(pid)?);

@@ -46,9 +46,8 @@ struct Batch {
     number: u64,
     pieces: Vec<Piece>,
     scratch: Scratch,
-    /// Its chunks have their places, from `start` on in the blob, and are written.
+    /// Its chunks have their places in the blob, and are written.
     placed: bool,
-    start: u64,
 }
 
 /// Batches a worker holds: while they wait for their turns the next is made ready, so that a worker sleeps only when it is this far ahead. More would not fit into
@@ -95,8 +94,8 @@ pub(super) fn run(shared: &Shared<'_>) -> Result<(), ChunkError> {
         } else if let Some(batch) = held.iter_mut().find(|batch| !batch.placed)
             && shared.placing.is(batch.number)
         {
-            worker.place(batch)?;
-            worker.write(batch)?;
+            let start = worker.place(batch)?;
+            worker.write(batch, start)?;
         } else if held.len() < HELD
             && let Some(number) = shared.claim(&mut units)
         {
@@ -120,7 +119,7 @@ impl Worker<'_, '_> {
         scratch.clear();
         let mut pieces = self.read(units)?;
         self.prepare(&mut pieces, &mut scratch)?;
-        Ok(Batch { number, pieces, scratch, placed: false, start: 0 })
+        Ok(Batch { number, pieces, scratch, placed: false })
     }
 
     /// Opens the files of a batch and reads them, all requests in flight at once.
@@ -245,10 +244,10 @@ impl Worker<'_, '_> {
         Ok(())
     }
 
-    /// In turn: decides which chunks are new, and where they go.
-    fn place(&self, batch: &mut Batch) -> Result<(), ChunkError> {
+    /// In turn: decides which chunks are new, and where they go: from the offset on that it gives.
+    fn place(&self, batch: &mut Batch) -> Result<u64, ChunkError> {
         let mut ordered = lock(&self.shared.ordered);
-        batch.start = ordered.placer.offset();
+        let start = ordered.placer.offset();
         let mut known = self.shared.known.write().unwrap_or_else(PoisonError::into_inner);
         for piece in &mut batch.pieces {
             let len = piece.unit.len as u32;
@@ -274,7 +273,7 @@ impl Worker<'_, '_> {
         drop(ordered);
         batch.placed = true;
         self.shared.placing.pass();
-        Ok(())
+        Ok(start)
     }
 
     /// What of a placed batch the blob has, in its order.
@@ -287,9 +286,9 @@ impl Worker<'_, '_> {
     }
 
     /// Out of turn: writes what has its place.
-    fn write(&self, batch: &Batch) -> Result<(), ChunkError> {
+    fn write(&self, batch: &Batch, start: u64) -> Result<(), ChunkError> {
         let mut slices: Vec<IoSlice<'_>> = self.stored(batch).map(IoSlice::new).collect();
-        self.shared.file.write(&mut slices, batch.start)
+        self.shared.file.write(&mut slices, start)
     }
 
     /// In turn: adds it to the blob's name.
