@@ -52,6 +52,8 @@ pub(super) struct State {
     pub(super) mounts: bool,
     pub(super) manifests: HashMap<String, Vec<u8>>,
     uploads: HashMap<String, Vec<u8>>,
+    /// Uploads that were begun so far: each has a name of its own, also of two that are asked for at once.
+    begun: u32,
     /// Method and path of every request.
     pub(super) log: Vec<String>,
     /// How often each token that was given out may still be used.
@@ -76,6 +78,7 @@ impl Scripted {
             mounts: true,
             manifests: HashMap::new(),
             uploads: HashMap::new(),
+            begun: 0,
             log: Vec::new(),
             tokens: Vec::new(),
         }));
@@ -221,7 +224,8 @@ fn handle(
             state.blobs.insert((repository.to_owned(), digest.clone()), bytes);
             return plain(201);
         }
-        let id = format!("u{}", state.log.len());
+        state.begun += 1;
+        let id = format!("u{}", state.begun);
         state.uploads.insert(id.clone(), Vec::new());
         return (202, format!("location: /v2/{repository}/blobs/uploads/{id}"), Vec::new());
     }
