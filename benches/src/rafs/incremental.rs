@@ -91,7 +91,11 @@ pub(super) fn second(tree: &Path, place: &Path, compressor: &str) -> Result<Seco
     }
     files.sort();
     for path in files.iter().step_by(100) {
-        File::options().write(true).open(path)?.write_all_at(b"changed", 0)?;
+        // What an earlier call has not written already.
+        File::options()
+            .write(true)
+            .open(path)?
+            .write_all_at(format!("changed for {compressor}").as_bytes(), 0)?;
     }
     cut(tree, &frozen)?;
     Ok(Second { frozen, earlier })

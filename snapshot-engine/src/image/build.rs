@@ -142,7 +142,7 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let known = std::mem::take(&mut stack.chunks);
     let upper = layer::convert(walked?, earlier.as_ref(), &blob_dir, known, own, options, progress)?;
     let (deduplicated, content_bytes, taken_over_bytes) = (upper.saved, upper.content, upper.taken_over);
-    let contents = settled.as_ref().map(|settled| upper.contents(|ino| settled.identity(ino).is_some()));
+    let contents = settled.as_ref().map(|settled| upper.contents(settled));
     stack.add_tree(task.ids.seen(upper.tree));
     timings.upper = start.elapsed();
 
@@ -172,11 +172,11 @@ pub fn build(request: &Request, progress: &dyn Progress) -> Result<Image, ImageE
     let (layers, blobs) = stack.used(&boot.blobs, &store)?;
     let care = oci::Care { sync: task.sync, verify: task.resumed };
     let manifest = std::thread::scope(|scope| {
-        if let (Some(own), Some(settled), Some(contents)) = (&request.incremental, &settled, &contents) {
+        if let (Some(own), Some(settled), Some(contents)) = (&request.incremental, settled, contents) {
             let used: Vec<_> =
                 boot.blobs.iter().copied().zip(&blobs).filter(|(i, _)| usize::from(i.0) >= first).collect();
             let all = &stack.blobs;
-            scope.spawn(move || own.remember(settled, request.format, contents, all, &used, task.sync));
+            scope.spawn(move || own.remember(settled.realm, request.format, contents, all, &used, task.sync));
         }
         let layers = nydus::layers(&boot.bytes, request.format.version, &layers, task.workers)?;
         let content = oci::Content { layers: &layers, base: Base::Merged };

@@ -189,9 +189,9 @@ impl Incremental {
     /// The image may not be complete yet: what it says of blobs is believed only of those that are there.
     pub(super) fn remember(
         &self,
-        settled: &Settled,
+        realm: Realm,
         format: Format,
-        contents: &Contents,
+        contents: Contents,
         all: &[Blob],
         used: &[(BlobIndex, &ImageBlob)],
         sync: bool,
@@ -199,7 +199,7 @@ impl Incremental {
         if contents.chunks.len() > MOST_CHUNKS {
             return;
         }
-        let Some(memory) = memory(settled, format, contents, all, used) else { return };
+        let Some(memory) = memory(realm, format, contents, all, used) else { return };
         if let Err(error) = sealed::write(&self.memory, MEMORY, &memory, sync) {
             tracing::warn!(file = %self.memory.display(), %error, "the next snapshot will read everything");
         }
@@ -208,9 +208,9 @@ impl Incremental {
 
 /// `None` if a reference names no chunk.
 fn memory(
-    settled: &Settled,
+    realm: Realm,
     format: Format,
-    contents: &Contents,
+    contents: Contents,
     all: &[Blob],
     used: &[(BlobIndex, &ImageBlob)],
 ) -> Option<Memory> {
@@ -236,9 +236,7 @@ fn memory(
         u32::try_from(at).ok()
     };
     let chunks = contents.chunks.iter().map(&mut place).collect::<Option<_>>()?;
-    let file = |(ino, count): &(u64, u32)| Some((*settled.identity(*ino)?, *count));
-    let files = contents.files.iter().map(file).collect::<Option<_>>()?;
-    Some(Memory { realm: settled.realm.clone(), format, blobs, others, files, chunks })
+    Some(Memory { realm, format, blobs, others, files: contents.files, chunks })
 }
 
 impl Kept {

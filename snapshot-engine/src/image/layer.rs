@@ -8,6 +8,7 @@ use crate::chunk::blob::{Known, OpenBlob};
 use crate::chunk::convert::{self, Job};
 use crate::model::chunk::{Blob, BlobIndex, ChunkRef, Format};
 use crate::model::globs::PathGlobs;
+use crate::model::identity::{Identity, Settled};
 use crate::model::overlay::Namespaces;
 use crate::model::tree::{Kind, NodeId, Tree};
 
@@ -57,19 +58,20 @@ pub struct Conversion {
 /// What is in some files.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Their inode numbers, and how many chunks each has.
-    pub(super) files: Vec<(u64, u32)>,
+    /// Which these are, and how many chunks each has.
+    pub(super) files: Vec<(Identity, u32)>,
     /// The chunks of one after the other.
     pub(super) chunks: Vec<ChunkRef>,
 }
 
 impl Conversion {
-    /// What is in the files that are wanted.
-    pub(super) fn contents(&self, wanted: impl Fn(u64) -> bool) -> Contents {
+    /// What is in the files that can be recognised.
+    pub(super) fn contents(&self, settled: &Settled) -> Contents {
         let mut contents = Contents::default();
-        for (ino, node) in self.files.iter().filter(|(ino, _)| wanted(*ino)) {
+        for (ino, node) in &self.files {
+            let Some(identity) = settled.identity(*ino) else { continue };
             if let Some(Kind::File(content)) = self.tree.get(*node).map(|node| &node.kind) {
-                contents.files.push((*ino, content.chunks.len() as u32));
+                contents.files.push((*identity, content.chunks.len() as u32));
                 contents.chunks.extend_from_slice(&content.chunks);
             }
         }
